@@ -1,0 +1,147 @@
+"""`ring split` and `ring inspect`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from weights_tools.shard import Manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+errors = Console(stderr=True, highlight=False)
+
+
+class Dtype(StrEnum):
+    """What weights can be stored as."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) -> None:
+    """Offer the commands on `app`. `prove` is handed in because it runs the ring's own stages, unknown here."""
+
+    @app.command()
+    def split(
+        checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or its name on the Hugging Face Hub.")],
+        out: Annotated[Path, typer.Option(help="The folder for stage-0, stage-1, …")],
+        stages: Annotated[int | None, typer.Option(min=1, help="Cut into so many stages of about the same cost.")] = None,
+        layers: Annotated[str | None, typer.Option(help="Or cut just here, such as 0-3,4-11.")] = None,
+        dtype: Annotated[Dtype | None, typer.Option(help="Store weights as this.", show_default="as they are")] = None,
+        force: Annotated[bool, typer.Option("--force", help="Replace the shards that are there.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the manifests as one JSON array.")] = False,
+    ) -> None:
+        """Cut a checkpoint into one shard for each machine.
+
+        First a tiny random model of the same config is cut and run, to prove that a ring computes what the whole does.
+        """
+        if stages is None and layers is None:
+            raise typer.BadParameter("give --stages or --layers")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            from weights_tools.skeleton import hush_transformers
+            from weights_tools.split import split as split_checkpoint
+
+            hush_transformers()
+            with progress_bar("splitting") as bar:
+                task = bar.add_task("", total=None)
+                manifests = split_checkpoint(
+                    checkpoint,
+                    out,
+                    stages=stages,
+                    layers=layers,
+                    dtype=dtype,
+                    force=force,
+                    prove=prove,
+                    total=lambda size: bar.update(task, total=size),
+                    progress=lambda size: bar.advance(task, size),
+                )
+        except ValueError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            errors.print("interrupted; nothing was written")
+            raise typer.Exit(130) from None
+        if as_json:
+            print(msgspec.json.encode(manifests).decode())
+        else:
+            Console(highlight=False).print(split_table(manifests, out))
+
+    @app.command()
+    def inspect(
+        shard: Annotated[Path, typer.Argument(help="A stage's folder.")],
+        as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    ) -> None:
+        """Print what a shard holds, and check every byte of it against its checksums."""
+        from weights_tools.shard import read_manifest
+        from weights_tools.verify import verify
+
+        try:
+            with progress_bar("checking") as bar:
+                task = bar.add_task("", total=read_manifest(shard).bytes)
+                manifest = verify(shard, lambda size: bar.advance(task, size))
+        except ValueError as error:
+            fail(error)
+        if as_json:
+            print(msgspec.json.encode(manifest).decode())
+        else:
+            console = Console(highlight=False)
+            console.print(manifest_table(manifest))
+            console.print(f"all {len(manifest.tensors)} tensors have their checksums", style="green")
+
+
+def fail(error: Exception) -> None:
+    """One sentence and exit code 1; a bug keeps its traceback."""
+    if type(error).__module__ == "builtins":
+        raise error
+    errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+    raise typer.Exit(1) from None
+
+
+def progress_bar(what: str) -> Progress:
+    """Bytes, rate and time left, on a terminal's standard error."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty())
+
+
+def split_table(manifests: list[Manifest], out: Path) -> Table:
+    """What went where."""
+    total = sum(manifest.bytes for manifest in manifests)
+    first = manifests[0]
+    table = Table(title=f"{first.name} · {first.dtype} · {total / 1e6:,.1f} MB in {out}", title_justify="left")
+    for column in ("stage", "layers", "tensors", "bytes", "share"):
+        table.add_column(column, justify="right")
+    for m in manifests:
+        layers = f"{m.first_layer}-{m.end_layer - 1}"
+        table.add_row(str(m.stage), layers, str(len(m.tensors)), f"{m.bytes:,}", f"{m.bytes / total:.1%}")
+    return table
+
+
+def manifest_table(manifest: Manifest) -> Table:
+    """A shard's tensors, under a title that says whose they are."""
+    m = manifest
+    title = (
+        f"{m.name} ({m.model_type}) · stage {m.stage} of {m.stages} · layers {m.first_layer}-{m.end_layer - 1} of {m.layers} · "
+        f"{m.dtype} · {m.bytes / 1e6:,.1f} MB · fingerprint {m.fingerprint}"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("tensor", "shape", "dtype", "bytes", "sha256"):
+        table.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
+    for name, entry in m.tensors.items():
+        table.add_row(name, "x".join(map(str, entry.shape)), entry.dtype, f"{entry.bytes:,}", entry.sha256[:12])
+    for target, source in m.tied.items():
+        table.add_row(target, f"= {source}", "", "", "")
+    return table

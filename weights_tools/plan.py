@@ -1,0 +1,123 @@
+"""What each shard will hold: which parameters a stage has, and which of them are one tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from weights_tools.checkpoint import Checkpoint, CheckpointError
+from weights_tools.convert import pieces
+from weights_tools.partition import Ranges
+from weights_tools.skeleton import build_frame, find_layers, layer_of, rename_layer
+from weights_tools.sources import Parameter, find_sources
+from weights_tools.tiny import head_modules, random_model, shrink
+
+
+@dataclass(slots=True)
+class StagePlan:
+    """What one shard will hold: parameters by the stage's own names, and which of them share another's tensor."""
+
+    first_layer: int
+    end_layer: int
+    stored: dict[str, Parameter]
+    tied: dict[str, str]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all stored tensors."""
+        return sum(parameter.bytes for parameter in self.stored.values())
+
+
+class Model:
+    """A checkpoint's parameters and their places.
+
+    Raises:
+        Unservable: an architecture whose layers cannot be found or that cannot be built.
+        CheckpointError: parameters that the checkpoint has no tensors for, or tensors of other shapes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+        self.checkpoint = checkpoint
+        self.frame = build_frame(checkpoint.config, getattr(torch, dtype))
+        self.layers_path, layers = find_layers(self.frame)
+        self.layers = len(layers)
+        self._after = head_modules(random_model(shrink(checkpoint.config)))
+        self.parameters = find_sources(self.frame, checkpoint)
+        self.tied: dict[str, str] = dict(getattr(self.frame, "all_tied_weights_keys", None) or {})
+        self._tie()
+        names = list(self.frame.state_dict())
+        if missing := [name for name in names if name not in self.parameters and name not in self.tied]:
+            share = f"{len(missing)} of {len(names)} parameters"
+            raise CheckpointError(f"{checkpoint.folder} lacks '{missing[0]}' ({share}); download it again")
+
+    def _tie(self) -> None:
+        """Settle which parameters are one, as `from_pretrained` does.
+
+        A tie that the checkpoint contradicts, holding both with different values, is none; and if it holds one of the
+        two, then that is the value of both, whichever it is.
+        """
+        for target, source in list(self.tied.items()):
+            if source not in self.parameters:
+                stored = [name for name, other in self.tied.items() if other == source and name in self.parameters]
+                if not stored:
+                    continue
+                self.parameters[source] = replace(self.parameters[stored[0]], name=source)
+            if target in self.parameters:
+                if self._same(target, source):
+                    del self.parameters[target]
+                else:
+                    del self.tied[target]
+
+    def _same(self, name: str, other: str) -> bool:
+        """Whether two parameters are stored as the same bytes; read in pieces, as they may be large."""
+        one, two = self.parameters[name], self.parameters[other]
+        if one.shape != two.shape or one.dtype != two.dtype:
+            return False
+        return one.sources == two.sources or self._digest(one) == self._digest(two)
+
+    def _digest(self, parameter: Parameter) -> bytes:
+        digest = hashlib.sha256()
+        for piece in pieces(parameter, self.checkpoint.tensors, self.frame):
+            digest.update(piece)
+        return digest.digest()
+
+    def stage_of(self, name: str, ranges: Ranges) -> int:
+        """The stage that needs a parameter."""
+        layer = layer_of(name, self.layers_path)
+        if layer is not None:
+            return next(stage for stage, (first, end) in enumerate(ranges) if first <= layer < end)
+        return len(ranges) - 1 if self._follows_layers(name) else 0
+
+    def plan(self, ranges: Ranges) -> list[StagePlan]:
+        """What each shard holds, when cut into these ranges."""
+        plans = [StagePlan(first, end, {}, {}) for first, end in ranges]
+        for name, parameter in self.parameters.items():
+            stage = self.stage_of(name, ranges)
+            plans[stage].stored[rename_layer(name, self.layers_path, ranges[stage][0])] = parameter
+        for target, source in self.tied.items():
+            stage = self.stage_of(target, ranges)
+            local = rename_layer(target, self.layers_path, ranges[stage][0])
+            if stage == self.stage_of(source, ranges):
+                plans[stage].tied[local] = rename_layer(source, self.layers_path, ranges[stage][0])
+            else:
+                plans[stage].stored[local] = self.parameters[source]
+        return plans
+
+    def costs(self) -> tuple[list[int], int, int]:
+        """Bytes of each layer, of what follows the last one, and of what precedes the first."""
+        layers, head, embedding = [0] * self.layers, 0, 0
+        for name in [*self.parameters, *self.tied]:
+            size = self.parameters[self.tied.get(name, name)].bytes
+            layer = layer_of(name, self.layers_path)
+            if layer is not None:
+                layers[layer] += size
+            elif self._follows_layers(name):
+                head += size
+            else:
+                embedding += size
+        return layers, head, embedding
+
+    def _follows_layers(self, name: str) -> bool:
+        return any(name.startswith(path + ".") for path in self._after)

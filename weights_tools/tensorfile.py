@@ -1,0 +1,137 @@
+"""The safetensors file: where each tensor lies, and how its bytes are read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import torch
+from torch import Tensor
+
+MAX_HEADER = 100 << 20  # what the safetensors library allows
+
+DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I32": "int32",
+    "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64", "C64": "complex64",
+}  # fmt: skip
+SAFETENSORS_NAMES = {name: code for code, name in DTYPES.items()}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one sentence that says what to do."""
+
+
+class HeaderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file: `bytes` bytes from `offset` on, row-major; `dtype` is a torch name."""
+
+    file: Path
+    offset: int
+    bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def damaged(what: str) -> CheckpointError:
+    """The error for a file that is not whole."""
+    return CheckpointError(f"{what}; download it again")
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file, checked against the file's size, so that a cut-off file is found at once.
+
+    Raises:
+        CheckpointError: cannot be opened, truncated, or a header that contradicts itself.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or (length <= MAX_HEADER and length > size - 8):
+                raise damaged(f"{path} is truncated: it ends inside its header")
+            if length > MAX_HEADER:
+                raise damaged(f"{path} is no safetensors file")
+            raw = file.read(length)
+    except OSError as error:
+        raise damaged(f"{path} cannot be opened ({error.strerror})") from None
+    try:
+        entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        entries.pop("__metadata__", None)
+        header = {name: msgspec.json.decode(entry, type=HeaderEntry) for name, entry in entries.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise damaged(f"{path} is no safetensors file ({error})") from None
+    return locate(path, header, 8 + length, size)
+
+
+def locate(path: Path, header: dict[str, HeaderEntry], data_start: int, size: int) -> dict[str, StoredTensor]:
+    """Turn header entries into places in the file; they must cover its data from first to last byte, without overlap."""
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):
+        dtype = DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise damaged(f"{path} stores '{name}' as {entry.dtype}, which cannot be read")
+        start, stop = entry.data_offsets
+        if start != end or stop - start != math.prod(entry.shape) * getattr(torch, dtype).itemsize:
+            raise damaged(f"{path} has a header that contradicts itself at '{name}'")
+        if data_start + stop > size:
+            raise damaged(f"{path} is truncated: it ends before or inside '{name}'")
+        tensors[name] = StoredTensor(path, data_start + start, stop - start, dtype, tuple(entry.shape))
+        end = stop
+    if data_start + end != size:
+        raise damaged(f"{path} has {size - data_start - end} bytes after its last tensor")
+    return tensors
+
+
+def read_tensor(stored: StoredTensor) -> Tensor:
+    """A whole tensor.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has become shorter.
+    """
+    tensor = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype))
+    with opened(stored) as fd:
+        read_into(fd, as_bytes(tensor), stored, 0)
+    return tensor
+
+
+@contextmanager
+def opened(stored: StoredTensor) -> Iterator[int]:
+    """A tensor's file, for reading; CheckpointError for whatever goes wrong with it."""
+    try:
+        with stored.file.open("rb", buffering=0) as file:
+            yield file.fileno()
+    except OSError as error:
+        raise CheckpointError(f"{stored.file} cannot be read ({error.strerror})") from None
+
+
+def read_into(fd: int, view: memoryview, stored: StoredTensor, start: int) -> None:
+    """Fill `view` from byte `start` of a tensor; read and not mapped, as mapped pages would count as memory in use."""
+    done = 0
+    while done < len(view):
+        read = os.preadv(fd, [view[done:]], stored.offset + start + done)
+        if read == 0:
+            raise CheckpointError(f"{stored.file} became shorter while it was read; download it again")
+        done += read
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    if not tensor.numel():
+        return memoryview(b"")
+    view: memoryview = tensor.view(-1).view(torch.uint8).numpy().data
+    return view
