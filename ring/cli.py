@@ -1,0 +1,233 @@
+"""The `ring` command: the only file that knows every other. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from weights_tools.cli import add_commands
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Run one language model on several plain machines, each holding some of its layers.
+
+    Cut a checkpoint with [bold]ring split[/bold], start [bold]ring node[/bold] on every machine, ask with
+    [bold]ring ask[/bold]; or try it all on this machine with [bold]ring up[/bold].""",
+)
+errors = Console(stderr=True, highlight=False)
+
+DEFAULT_HEAD = "tcp://127.0.0.1:5555"
+HeadOption = Annotated[str, typer.Option("--head", metavar="ADDR", help="Where the head serves clients.", envvar="RING_HEAD")]
+
+
+def prove(config: PreTrainedConfig) -> None:
+    """The proof that a split runs first; it uses the ring's own stages, which `weights_tools` does not know."""
+    from ring.stage.proof import prove as prove_cut
+
+    prove_cut(config)
+
+
+add_commands(app, prove)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn what a user can cause into one sentence and exit code 1. Anything else is a bug and keeps its traceback."""
+    from ring.client import RingError
+
+    try:
+        yield
+    except* (RingError, ValueError) as group:  # the errors that a user can meet are ValueErrors with a sentence
+        for error in leaves(group):
+            if isinstance(error, ValueError) and type(error).__module__ == "builtins":
+                raise error from None
+        fail(str(next(leaves(group))))
+
+
+def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    """The single exceptions of a group."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
+
+
+def fail(sentence: str) -> NoReturn:
+    """One sentence to standard error, exit code 1."""
+    errors.print(f"[red]error:[/red] {sentence}", soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as `4G`, `512M` or a number of bytes."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), 1
+    if number[-1:] in units:
+        unit, number = units[number[-1]], number[:-1]
+    try:
+        size = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise typer.BadParameter(f"'{text}' is not a size such as 4G or 512M")
+    return size
+
+
+KvMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_bytes, metavar="SIZE", help="Memory for the KV cache, such as 4G [default: half of what is free]."
+    ),
+]
+
+
+@app.command()
+def node(
+    shard: Annotated[Path, typer.Argument(help="A stage's folder, as `ring split` made it.", show_default=False)],
+    listen: Annotated[
+        str, typer.Option(metavar="ADDR", help="Where the node before this one sends, such as tcp://0.0.0.0:5600.")
+    ],
+    next: Annotated[str, typer.Option(metavar="ADDR", help="Where the next node listens; the last one's next is stage 0.")],
+    clients: Annotated[str, typer.Option(metavar="ADDR", help="Stage 0 only: where clients are served.")] = DEFAULT_HEAD,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
+    kv_memory: KvMemory = None,
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    verify: Annotated[bool, typer.Option(help="Check every tensor's checksum while loading.")] = True,
+    token_budget: Annotated[
+        int, typer.Option(min=1, max=65536, help="Stage 0 only: most tokens in one microbatch; longer prompts go in chunks.")
+    ] = 128,
+    max_running: Annotated[int, typer.Option(min=1, max=1024, help="Stage 0 only: most sequences at once.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Stage 0 only: most requests waiting before 'busy'.")] = 256,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="Stop when the process that started this one is gone.")
+    ] = False,
+) -> None:
+    """Run one stage on this machine. Start the nodes of a ring in any order."""
+    with sentences():
+        from ring.head.head import Limits
+        from ring.start import NodeOptions, run_node
+
+        limits = Limits(token_budget, max_running, max_waiting)
+        options = NodeOptions(shard, listen, next, clients, threads, kv_memory, device, verify, with_parent, limits)
+        run_node(options, lambda line: print(line, flush=True))
+
+
+@app.command()
+def up(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint's folder or its name on the Hugging Face Hub.", show_default="the pocket model"),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes to cut it over.")] = 3,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="as it is")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each node.", show_default="an even share")] = None,
+    kv_memory: KvMemory = None,
+    clients: Annotated[str, typer.Option(metavar="ADDR", help="Where the head serves clients.")] = DEFAULT_HEAD,
+    headless: Annotated[bool, typer.Option("--headless", help="Only run the ring, until Ctrl-C.")] = False,
+    question: Annotated[str | None, typer.Option("--ask", metavar="PROMPT", help="Answer this prompt and stop.")] = None,
+) -> None:
+    """Run a whole ring on this machine: split if needed, one process a node, and a prompt."""
+    with sentences():
+        from ring.up import run_up
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            run_up(checkpoint, nodes, dtype, threads, kv_memory, clients, headless, question, prove)
+        except KeyboardInterrupt:
+            errors.print("stopped")
+            raise typer.Exit(0 if headless else 130) from None
+
+
+@app.command()
+def ask(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT…", help="One or more prompts.", show_default=False)
+    ] = None,
+    token_ids: Annotated[
+        list[str] | None,
+        typer.Option("--token-ids", metavar="1,2,3", help="A prompt as token ids; can be repeated."),
+    ] = None,
+    head: HeadOption = DEFAULT_HEAD,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; more makes it bolder.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw among the likeliest that reach this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among this many likeliest tokens; 0 among all.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same tokens.", show_default=False)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; can be repeated.", show_default=False)] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-sequence token.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each prompt.")] = False,
+) -> None:
+    """Ask a running ring; tokens are printed as they come. Several prompts run at the same time."""
+    asked: list[str | list[int]] = [*(prompts or []), *(parse_token_ids(ids) for ids in token_ids or [])]
+    if not asked:
+        raise typer.BadParameter("give a prompt, or --token-ids")
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or [],
+        "ignore_eos": ignore_eos,
+    }
+    with sentences():
+        from ring.ask import ask as ask_ring
+
+        if not asyncio.run(ask_ring(head, asked, options, as_json, sys.stdout, errors)):
+            raise typer.Exit(1)
+
+
+def parse_token_ids(text: str) -> list[int]:
+    """Numbers with commas between them."""
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError:
+        ids = [-1]
+    if min(ids) < 0:
+        raise typer.BadParameter(f"'{text}' is not a list of token ids such as 1,2,3")
+    return ids
+
+
+@app.command()
+def status(
+    head: HeadOption = DEFAULT_HEAD,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
+) -> None:
+    """Show a ring's stages, and what it is doing."""
+    with sentences():
+        import msgspec
+
+        from ring.client import RingClient
+        from ring.status import status_table
+        from ring.wire.clients import Status
+
+        async def get() -> Status:
+            async with RingClient(head) as ring:
+                return await ring.status()
+
+        answer = asyncio.run(get())
+        if as_json:
+            print(msgspec.json.encode(answer).decode())
+        else:
+            Console(highlight=False).print(status_table(answer))
+        if answer.state != "ready":
+            raise typer.Exit(3)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""What faces clients, on stage 0's machine: tokenizer, scheduler and streams."""

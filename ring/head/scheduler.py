@@ -1,0 +1,176 @@
+"""Which tokens go into the next microbatch. Pure: no clock, no sockets, no tensors.
+
+Continuous batching: sequences join and leave between microbatches. Several microbatches are in flight so that every
+stage computes at once; each takes its share of the decoding sequences and fills up with prefill chunks to a budget of
+tokens, so that running streams keep flowing under a long prompt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from ring.head.sequence import Sequence
+from ring.wire.messages import Run
+
+
+class Busy(Exception):
+    """The waiting queue is full."""
+
+
+class TooLong(Exception):
+    """The request needs more KV cache than the ring has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """What goes through the ring together: one run for each of its sequences."""
+
+    number: int
+    parts: list[tuple[Sequence, Run]]
+
+    def token_ids(self) -> list[int]:
+        """The input of stage 0: all runs' token ids, end to end."""
+        return [token for sequence, run in self.parts for token in sequence.slice(run.start, run.count)]
+
+
+class Scheduler:
+    """Keeps at most `stages + 1` microbatches in flight: one for each stage, and one to hide the hops.
+
+    Args:
+        stages: number of stages of the ring.
+        kv_tokens: KV capacity of the smallest stage.
+        token_budget: most tokens in a microbatch, and so the largest prefill chunk.
+        max_running: slots.
+        max_waiting: bound of the waiting queue.
+    """
+
+    def __init__(
+        self, stages: int, kv_tokens: int, token_budget: int = 128, max_running: int = 64, max_waiting: int = 256
+    ) -> None:
+        self.stages = stages
+        self.kv_tokens = kv_tokens
+        self.token_budget = token_budget
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.in_flight: dict[int, Microbatch] = {}
+        self.kv_reserved = 0
+        self._ready: deque[Sequence] = deque()  # decoding, with their next token known, longest waiting first
+        self._free_slots = list(range(max_running - 1, -1, -1))
+        self._released: list[int] = []
+        self._next_number = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            TooLong: it could never be admitted.
+            Busy: too many are waiting already.
+        """
+        if sequence.reserve > self.kv_tokens:
+            raise TooLong(f"the request needs {sequence.reserve} tokens of KV cache and the ring has {self.kv_tokens}")
+        if len(self.waiting) >= self.max_waiting:
+            raise Busy(f"{len(self.waiting)} requests are waiting already")
+        self.waiting.append(sequence)
+
+    def next_microbatch(self) -> Microbatch | None:
+        """The next microbatch to send, or None if there is nothing to send or enough is in flight."""
+        if len(self.in_flight) > self.stages:
+            return None
+        parts = self._decode_parts()
+        budget = self.token_budget - len(parts)
+        self._admit()
+        for sequence in self.running:
+            if budget == 0:
+                break
+            if not sequence.decoding:
+                count = min(sequence.prefill - sequence.dispatched, budget)
+                parts.append((sequence, self._dispatch(sequence, count)))
+                budget -= count
+        if not parts:
+            return None
+        microbatch = Microbatch(self._next_number, parts)
+        self._next_number += 1
+        self.in_flight[microbatch.number] = microbatch
+        return microbatch
+
+    def complete(self, number: int, tokens: list[int]) -> list[tuple[Sequence, int]]:
+        """A microbatch came round with these sampled tokens; returns the live sequences' new ones.
+
+        Raises:
+            KeyError: it is not in flight.
+            ValueError: not one token for each sampled run.
+        """
+        microbatch = self.in_flight[number]
+        sampled = [sequence for sequence, run in microbatch.parts if run.sampling is not None]
+        if len(sampled) != len(tokens):
+            raise ValueError(f"{len(tokens)} tokens for {len(sampled)} sampled runs")
+        del self.in_flight[number]
+        fresh = []
+        for sequence, token in zip(sampled, tokens, strict=True):
+            if not sequence.finished:
+                sequence.generated.append(token)
+                self._ready.append(sequence)
+                fresh.append((sequence, token))
+        return fresh
+
+    def fail(self, number: int) -> list[Sequence]:
+        """A microbatch was lost to a fault: its live sequences, which the caller now removes."""
+        microbatch = self.in_flight.pop(number)
+        return [sequence for sequence, _ in microbatch.parts if not sequence.finished]
+
+    def remove(self, sequence: Sequence) -> None:
+        """The sequence is done or cancelled: its slot and its KV reserve are free at once.
+
+        A run of it may still be in flight. Its Release follows that run on the same path, so the slot can be reused.
+        """
+        if sequence.finished:
+            return
+        sequence.finished = True
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        if sequence in self._ready:
+            self._ready.remove(sequence)
+        self.kv_reserved -= sequence.reserve
+        self._free_slots.append(sequence.slot)
+        self._released.append(sequence.slot)
+
+    def take_released(self) -> list[int]:
+        """Slots freed since the last call, for a Release message."""
+        released, self._released = self._released, []
+        return released
+
+    def rewind(self) -> None:
+        """The ring was broken and has lost its KV caches: forget what is in flight, replay every running sequence."""
+        self.in_flight.clear()
+        self._ready.clear()
+        self._released.clear()
+        for sequence in self.running:
+            sequence.replay()
+
+    def _decode_parts(self) -> list[tuple[Sequence, Run]]:
+        """This microbatch's even share of all decoding sequences, longest waiting first."""
+        decoding = sum(sequence.decoding for sequence in self.running)
+        share = min(-(-decoding // self.stages), len(self._ready), self.token_budget)
+        return [(sequence, self._dispatch(sequence, 1)) for sequence in (self._ready.popleft() for _ in range(share))]
+
+    def _dispatch(self, sequence: Sequence, count: int) -> Run:
+        assert sequence.slot is not None
+        last = sequence.dispatched + count == sequence.length
+        run = Run(sequence.slot, sequence.dispatched, count, sequence.reserve, sequence.sampling if last else None)
+        sequence.dispatched += count
+        return run
+
+    def _admit(self) -> None:
+        """Move waiting sequences to slots, in order, while slots and KV cache last."""
+        while self.waiting and self._free_slots:
+            if self.kv_reserved + self.waiting[0].reserve > self.kv_tokens:
+                return
+            sequence = self.waiting.popleft()
+            sequence.slot = self._free_slots.pop()
+            self.kv_reserved += sequence.reserve
+            self.running.append(sequence)

@@ -1,0 +1,142 @@
+"""A whole ring on this machine: one process for each stage, watched, restarted, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RESTARTS = 3
+STOP_PATIENCE_S = 5.0
+
+
+class LaunchError(ValueError):
+    """The ring could not be started or has come to an end; the message is one sentence."""
+
+
+@dataclass
+class LocalRing:
+    """The processes of a ring on loopback.
+
+    Args:
+        shards: a folder with `stage-0` ... as `ring split` makes it.
+        stages: how many.
+        clients: where the head serves clients.
+        logs: a folder for one log file a stage.
+        options: further arguments for every `ring node`.
+        say: prints a line for the user.
+    """
+
+    shards: Path
+    stages: int
+    clients: str
+    logs: Path
+    options: list[str]
+    say: Callable[[str], None]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    failure: str | None = None
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Start all nodes and watch them from a thread of their own.
+
+        The nodes ask the kernel to end them with the *thread* that started them, so that one must live as long.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        ports = free_ports(self.stages)
+        self._addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
+        self._started = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._watcher.start()
+        self._started.wait()
+
+    def _watch(self) -> None:
+        self.processes = [self._spawn(stage) for stage in range(self.stages)]
+        self._started.set()
+        restarts = [0] * self.stages
+        while not self._stopping.wait(0.1):
+            for stage, process in enumerate(self.processes):
+                code = process.poll()
+                if code is None:
+                    continue
+                cause = f"stage {stage} ended ({describe_exit(code)})"
+                # A node that gives up by itself has a reason that a restart would not change.
+                if code > 0 or stage == 0 or restarts[stage] >= RESTARTS:
+                    self.failure = f"{cause}: {self.last_line(stage)}"
+                    return
+                restarts[stage] += 1
+                self.say(f"{cause}; starting it again")
+                self.processes[stage] = self._spawn(stage)
+
+    def _spawn(self, stage: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ring", "node", str(self.shards / f"stage-{stage}"), "--with-parent"]
+        command += ["--listen", self._addresses[stage], "--next", self._addresses[(stage + 1) % self.stages]]
+        command += ["--clients", self.clients] if stage == 0 else []
+        with self.log_file(stage).open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal reaches this process only, which then stops the nodes.
+            return subprocess.Popen(
+                [*command, *self.options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def log_file(self, stage: int) -> Path:
+        """Where a stage's output goes."""
+        return self.logs / f"stage-{stage}.log"
+
+    def last_line(self, stage: int) -> str:
+        """The last thing that a stage said."""
+        try:
+            lines = self.log_file(stage).read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else f"it said nothing (see {self.log_file(stage)})"
+
+    def check(self) -> None:
+        """Raises LaunchError if the ring has come to an end."""
+        if self.failure:
+            raise LaunchError(self.failure)
+
+    def stop(self) -> None:
+        """End every node, by SIGTERM first; returns when none is left."""
+        self._stopping.set()
+        self._watcher.join()
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_PATIENCE_S
+        for process in self.processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Free TCP ports on loopback."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def cache_folder() -> Path:
+    """Where splits and logs are kept: `$RING_CACHE`, else `ring` in the user's cache folder."""
+    if folder := os.environ.get("RING_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ring"

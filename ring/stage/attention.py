@@ -1,0 +1,87 @@
+"""Attention over packed runs, plugged into transformers' attention interface under the name `ring`.
+
+All runs of a microbatch lie end to end in one (1, T, hidden) tensor, without padding. Every linear layer sees them as
+one batch; here each attends to its own slot of the KV cache, run by run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from ring.stage.kv import KVCache
+
+
+def ring_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend run by run. `query` is (1, heads, T, head size); returns (1, T, heads, value size).
+
+    `softcap` is Gemma 2's cap of the scores, `s_aux` GPT-OSS's attention sinks, one for each head.
+
+    """
+    # StageModel put the cache there, as not every architecture passes arguments down to here.
+    cache, layer_idx = cast(KVCache, module.ring_cache), cast(int, module.layer_idx)
+    layer = layer_idx - cache.first_layer
+    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+    offset = 0
+    for slot, run in cache.packed:
+        end = run.start + run.count
+        first = max(0, run.start + 1 - sliding_window) if sliding_window else 0
+        q = query[:, :, offset : offset + run.count]
+        k, v = slot.read(layer, first, end)
+        mask = cache.mask(run, first, sliding_window) if run.count > 1 else None
+        if softcap is None and s_aux is None:
+            out = fused_attention(q, k, v, mask, scaling)
+        else:
+            out = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
+        output[:, offset : offset + run.count] = out.transpose(1, 2)
+        offset += run.count
+    return output, None
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Torch's own kernel; keys and values of grouped-query attention are never repeated for a single token.
+
+    A single query sees every key, so the heads that share a KV head can stand as its queries.
+    """
+    if mask is not None:
+        return scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+    heads = q.shape[1]
+    grouped = q.reshape(1, k.shape[1], heads // k.shape[1], q.shape[3])
+    return scaled_dot_product_attention(grouped, k, v, scale=scaling).reshape(1, heads, 1, v.shape[3])
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """The formula written out, for the score caps and sinks that the fused kernel lacks. Same shapes."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:  # a sink takes its share of the softmax and adds nothing
+        scores = torch.cat([scores, sinks.reshape(1, -1, 1, 1).expand(1, -1, q.shape[2], 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return weights[..., : k.shape[2]] @ v
+
+
+def register() -> None:
+    """Make `ring` known to transformers. No mask is registered for it, so models build none."""
+    AttentionInterface.register("ring", ring_attention)

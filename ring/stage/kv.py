@@ -1,0 +1,142 @@
+"""The KV cache of a stage: one region per slot, as long as its sequence may become, filled from the front."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from ring.wire.messages import Run
+
+
+class RunError(ValueError):
+    """A run that does not fit what this stage holds."""
+
+
+class Slot:
+    """One sequence's keys and values on this stage.
+
+    `keys[layer]` and `values[layer]` have shape (KV heads, reserve, head size) and are allocated when the layer first
+    writes, as only the model knows its heads. Memory is touched only as tokens arrive.
+    """
+
+    def __init__(self, layers: int, reserve: int) -> None:
+        self.reserve = reserve
+        self.length = 0
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+
+    def read(self, layer: int, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Views of keys and values at positions `first` to `end - 1`, each (1, KV heads, tokens, head size)."""
+        keys, values = self.keys[layer], self.values[layer]
+        assert keys is not None and values is not None
+        return keys[None, :, first:end], values[None, :, first:end]
+
+
+class KVCache(Cache):
+    """All slots of a stage, written by transformers' own attention modules through `update`.
+
+    Layer indices are the whole model's; this stage's first layer is `first_layer`.
+    """
+
+    def __init__(self, first_layer: int, layers: int, device: torch.device) -> None:
+        super().__init__(layers=[])
+        self.device = device
+        self.first_layer = first_layer
+        self.layer_count = layers
+        self.slots: dict[int, Slot] = {}
+        self.packed: list[tuple[Slot, Run]] = []
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
+
+    @property
+    def reserved(self) -> int:
+        """Tokens that the open slots may grow to."""
+        return sum(slot.reserve for slot in self.slots.values())
+
+    def begin(self, runs: list[Run]) -> None:
+        """Open the slots of new sequences and set the runs that the next forward pass writes.
+
+        Raises:
+            RunError: a run that leaves a gap, runs past its reserve or names an unknown or doubled slot. Nothing has
+                changed then.
+        """
+        if len({run.slot for run in runs}) != len(runs):
+            raise RunError("two runs of one microbatch name the same slot")
+        for run in runs:
+            slot = self.slots.get(run.slot)
+            if run.start + run.count > run.reserve:
+                raise RunError(f"slot {run.slot}: positions up to {run.start + run.count} but a reserve of {run.reserve}")
+            if run.start and (slot is None or run.start > slot.length or run.start + run.count > slot.reserve):
+                raise RunError(f"slot {run.slot}: a run at {run.start} does not follow what is cached")
+        for run in runs:
+            if run.start == 0:
+                self.slots[run.slot] = Slot(self.layer_count, run.reserve)
+        self.packed = [(self.slots[run.slot], run) for run in runs]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the packed keys and values, each (1, KV heads, T, head size), into their slots.
+
+        Returns what came in: the attention function reads the slots themselves.
+        """
+        layer = layer_idx - self.first_layer
+        offset = 0
+        for slot, run in self.packed:
+            keys, values = slot.keys[layer], slot.values[layer]
+            if keys is None or values is None:
+                keys = slot.keys[layer] = key_states.new_empty(key_states.shape[1], slot.reserve, key_states.shape[3])
+                values = value_states.new_empty(value_states.shape[1], slot.reserve, value_states.shape[3])
+                slot.values[layer] = values
+            keys[:, run.start : run.start + run.count] = key_states[0, :, offset : offset + run.count]
+            values[:, run.start : run.start + run.count] = value_states[0, :, offset : offset + run.count]
+            offset += run.count
+        return key_states, value_states
+
+    def mask(self, run: Run, first: int, window: int | None) -> Tensor:
+        """Which of the keys from position `first` each token of a run may see: bool (count, keys).
+
+        Causal and, with a sliding `window`, no further back than `window - 1` tokens. All layers of one forward pass
+        share it.
+        """
+        key = (run.slot, first, window or 0)
+        found = self._masks.get(key)
+        if found is None:
+            queries = torch.arange(run.start, run.start + run.count)[:, None]
+            keys = torch.arange(first, run.start + run.count)[None, :]
+            found = keys <= queries
+            if window:
+                found &= keys > queries - window
+            found = self._masks[key] = found.to(self.device)
+        return found
+
+    def commit(self) -> None:
+        """The forward pass is done: its tokens are cached."""
+        for slot, run in self.packed:
+            slot.length = run.start + run.count
+        self.packed = []
+        self._masks.clear()
+
+    def release(self, slots: list[int]) -> None:
+        """Free these slots; unknown ones are ignored, as a Release may come twice."""
+        for slot in slots:
+            self.slots.pop(slot, None)
+
+    def clear(self) -> None:
+        """Free every slot."""
+        self.slots.clear()
+        self.packed = []
+        self._masks.clear()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Never meaningful for packed runs; positions are always given explicitly."""
+        return 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one cached token takes on this stage, read off an open slot that every layer has written."""
+        slot = next(iter(self.slots.values()))
+        tensors = [t for t in slot.keys + slot.values if t is not None]
+        return sum(t.shape[0] * t.shape[2] * t.element_size() for t in tensors)

@@ -1,0 +1,193 @@
+"""A stage's model: transformers' own classes with only this stage's layers, filled from its shard."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ring.stage import attention
+from ring.stage.kv import KVCache
+from ring.wire.messages import Run
+from weights_tools.shard import Manifest, ShardError
+from weights_tools.skeleton import build_frame, cut_layers, find_layers, linearize
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Absent(nn.Module):
+    """Stands where another stage has a module with weights. What comes before this stage's first layer or after its last
+    is not used, so it only has to keep the forward pass going."""
+
+    def __init__(self, embeds: bool) -> None:
+        super().__init__()
+        self.embeds = embeds
+
+    def forward(self, first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Nothing to add, for a table of embeddings; for anything else, its input."""
+        return torch.zeros(()) if self.embeds else first
+
+
+class StageModel:
+    """The layers of one stage.
+
+    Whatever an architecture does before its first layer (scale embeddings, add learned positions) happens on stage 0
+    only, as later stages hand their input to their first layer itself; whatever it does after its last layer (norms,
+    LM head, caps) happens on the last stage only, as earlier stages take the output of their last layer itself.
+    """
+
+    def __init__(self, config: PreTrainedConfig, manifest: Manifest, device: str = "cpu") -> None:
+        attention.register()
+        self.manifest = manifest
+        self.device = torch.device(device)
+        self.dtype = DTYPES[manifest.dtype]
+        self.hidden_size: int = config.hidden_size
+        self.vocabulary: int = config.vocab_size
+        self.model = build_frame(config, self.dtype, attention="ring")
+        linearize(self.model)
+        cut_layers(self.model, manifest.first_layer, manifest.end_layer)
+        self.cache = KVCache(manifest.first_layer, manifest.end_layer - manifest.first_layer, self.device)
+        self.layers_path, _ = find_layers(self.model)
+        self.base = self.model.get_submodule(self.layers_path.partition(".")[0])
+        self._entering: Tensor | None = None
+        self._leaving: Tensor | None = None
+        self._can_keep_rows = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    def fill(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Give the frame its weights; what the shard lacks is another stage's and becomes `Absent`.
+
+        Raises:
+            ShardError: the shard lacks a tensor of its own layers.
+        """
+        for name, tensor in tensors:
+            set_tensor(self.model, name, tensor.to(self.device))
+        for target, source in self.manifest.tied.items():
+            set_tensor(self.model, target, self.model.get_parameter(source))
+        for name, parameter in list(self.model.named_parameters()):
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # for _rebuild_buffers: weights are as they are
+            if parameter.is_meta:
+                if name.startswith(self.layers_path + "."):
+                    raise ShardError(f"the shard of stage {self.manifest.stage} lacks '{name}'; split the checkpoint again")
+                owner = name.rpartition(".")[0]
+                module = self.model.get_submodule(owner)
+                if not isinstance(module, Absent):
+                    self.model.set_submodule(owner, Absent(isinstance(module, nn.Embedding)))
+        self._rebuild_buffers()
+        for module in self.model.modules():
+            if hasattr(module, "layer_idx"):
+                module.ring_cache = self.cache  # type: ignore[assignment]
+        layers = self.model.get_submodule(self.layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        if not self.manifest.is_first:
+            layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
+        if not self.manifest.is_last:
+            layers[-1].register_forward_hook(self._leave)
+        self.model.requires_grad_(False)
+
+    def _rebuild_buffers(self) -> None:
+        """Buffers that no checkpoint holds (rope frequencies) are computed from the config, by transformers itself."""
+        for module in self.model.modules():
+            meta = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+            for name, buffer in meta:
+                module._buffers[name] = torch.empty_like(buffer, device=self.device)
+            if meta:
+                self.model._init_weights(module)
+
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (self._entering, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": self._entering}
+
+    def _leave(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._leaving = output[0] if isinstance(output, tuple) else output
+
+    @torch.inference_mode()
+    def forward(self, inputs: Tensor, runs: list[Run]) -> Tensor:
+        """Run one microbatch through the layers and cache its keys and values.
+
+        Args:
+            inputs: int64 (T,) token ids on stage 0, hidden states (T, hidden size) on the others.
+            runs: how the T rows divide into sequences.
+
+        Returns:
+            Hidden states (T, hidden size); on the last stage logits (S, vocabulary) of the S runs that are sampled.
+
+        Raises:
+            RunError: a run that does not fit what is cached.
+        """
+        self.cache.begin(runs)
+        positions = torch.cat([torch.arange(run.start, run.start + run.count) for run in runs])
+        common: dict[str, Any] = {
+            "position_ids": positions[None].to(self.device),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        inputs = inputs.to(self.device)[None]
+        if self.manifest.is_first:
+            common["input_ids"] = inputs
+        else:
+            common["inputs_embeds"] = self._entering = inputs
+        rows = sampled_rows(runs) if self.manifest.is_last else []
+        if rows:
+            output = self._logits(common, rows)
+        else:
+            output = self.base(**common).last_hidden_state[0]
+        if not self.manifest.is_last:
+            assert self._leaving is not None
+            output = self._leaving[0]
+        self._entering = self._leaving = None
+        self.cache.commit()
+        return output if rows or not self.manifest.is_last else output[:0]
+
+    def _logits(self, common: dict[str, Any], rows: list[int]) -> Tensor:
+        """The LM head for the rows that are sampled only: it is as wide as the vocabulary."""
+        keep = torch.tensor(rows, device=self.device)
+        if self._can_keep_rows:
+            logits: Tensor = self.model(**common, logits_to_keep=keep).logits[0]
+        else:
+            logits = self.model(**common).logits[0][keep]
+        return logits
+
+    def measure_token_bytes(self) -> int:
+        """Bytes of KV cache that one token takes here; one forward pass on a slot of its own, which also warms up."""
+        run = Run(slot=0, start=0, count=1, reserve=1)
+        first = torch.zeros(1, dtype=torch.int64)
+        self.forward(first if self.manifest.is_first else torch.zeros(1, self.hidden_size, dtype=self.dtype), [run])
+        size = self.cache.token_bytes
+        self.cache.clear()
+        return size
+
+
+def sampled_rows(runs: list[Run]) -> list[int]:
+    """The row of the last token of every run that is sampled."""
+    rows, end = [], 0
+    for run in runs:
+        end += run.count
+        if run.sampling is not None:
+            rows.append(end - 1)
+    return rows
+
+
+def set_tensor(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    """Put a tensor where the frame has an empty parameter or buffer of that name.
+
+    Raises:
+        ShardError: the frame has no such place, or one of another shape.
+    """
+    owner, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(owner)
+        empty = getattr(module, leaf)
+    except AttributeError:
+        raise ShardError(f"the shard holds '{name}', which transformers {transformers.__version__} does not know") from None
+    if empty.shape != tensor.shape:
+        raise ShardError(f"'{name}' has shape {tuple(tensor.shape)} in the shard, {tuple(empty.shape)} in the model")
+    if leaf in module._parameters:
+        module._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[leaf] = tensor

@@ -1,0 +1,66 @@
+"""From logits to tokens, keyed by (seed, position): the same request gives the same tokens alone or among others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ring.wire.messages import Sampling
+
+
+class NotFinite(ValueError):
+    """Logits with NaN in them: the weights or an activation overflowed."""
+
+
+def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> list[int]:
+    """Draw one token for each row.
+
+    Args:
+        logits: (rows, vocabulary), any float dtype.
+        samplings: one for each row.
+        positions: each drawn token's own position in its sequence.
+
+    Raises:
+        NotFinite: a row's largest logit is NaN or infinite.
+    """
+    best, tokens = logits.max(dim=-1)
+    if not bool(torch.isfinite(best).all()):
+        raise NotFinite("the logits are not finite")
+    chosen: list[int] = tokens.tolist()
+    for row, (sampling, position) in enumerate(zip(samplings, positions, strict=True)):
+        if sampling.temperature > 0:
+            chosen[row] = draw(logits[row].float(), sampling, position)
+    return chosen
+
+
+def draw(logits: Tensor, sampling: Sampling, position: int) -> int:
+    """Temperature, then top-k, then top-p (the order of transformers), then one draw from what is left.
+
+    Args:
+        logits: (vocabulary,), float32.
+    """
+    scaled = logits / sampling.temperature
+    keep = min(sampling.top_k, len(scaled)) if sampling.top_k else len(scaled)
+    values, order = torch.topk(scaled, keep) if keep < len(scaled) else torch.sort(scaled, descending=True, stable=True)
+    cumulative = torch.softmax(values, dim=-1, dtype=torch.float64).cumsum(-1)
+    # Top-p keeps the fewest tokens that reach it: those whose predecessors have not reached it yet.
+    kept = int((cumulative < sampling.top_p).sum()) + 1 if sampling.top_p < 1 else keep
+    kept = min(kept, keep)
+    point = uniform(sampling.seed, position) * float(cumulative[kept - 1])
+    return int(order[min(int((cumulative[:kept] <= point).sum()), kept - 1)])
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on seed and position only: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    mask = (1 << 64) - 1
+    state = (splitmix64(seed & mask) + position) & mask
+    return (splitmix64(state) >> 11) / (1 << 53)
+
+
+def splitmix64(state: int) -> int:
+    """One step of SplitMix64: mixes 64 bits into 64 others."""
+    mask = (1 << 64) - 1
+    state = (state + 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return state ^ (state >> 31)

@@ -1,0 +1,182 @@
+"""Starts a node: loads the shard, opens the sockets, and runs the stage's loop (and, on stage 0, the head)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+import psutil
+import torch
+import zmq
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from ring.head.head import Head, Limits
+from ring.head.tokenizer import load_vocabulary
+from ring.node import StageLoop, describe
+from ring.stage.load import load_stage
+from ring.stage.model import StageModel
+from ring.wire.clients import DEFAULT_HEAD, MAX_REQUEST
+from ring.wire.frames import Arrived
+from ring.wire.links import Inbox, Outbox, RingReceiver
+from ring.wire.messages import StageInfo
+from ring.wire.sockets import bind
+from weights_tools.shard import Manifest, read_manifest
+from weights_tools.skeleton import hush_transformers
+
+PROGRESS_FROM = 256 << 20
+CLIENT_QUEUE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """What `ring node` is told. `kv_memory` is in bytes; None takes half of the memory that is free after loading."""
+
+    shard: Path
+    listen: str
+    next: str
+    clients: str = DEFAULT_HEAD
+    threads: int | None = None
+    kv_memory: int | None = None
+    device: str = "cpu"
+    verify: bool = True
+    with_parent: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+class StartError(ValueError):
+    """A node that cannot start; the message is one sentence."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
+    """Run one node until Ctrl-C or SIGTERM.
+
+    Raises:
+        ShardError, AddressError, StartError: it cannot start.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    if options.with_parent:
+        stop_with_parent()
+    hush_transformers()
+    # The inbox must not wait long for the interpreter while the stage computes, to stamp arrivals when they come.
+    sys.setswitchinterval(0.0005)
+    torch.set_num_threads(options.threads or psutil.cpu_count(logical=False) or 1)
+    manifest = read_manifest(options.shard)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        if manifest.is_first:
+            _run_first(options, manifest, context, say)
+        else:
+            _run_later(options, manifest, context, say)
+    except (KeyboardInterrupt, Terminated):
+        for number in (signal.SIGINT, signal.SIGTERM):  # one is enough; a second must not cut the way out short
+            signal.signal(number, signal.SIG_IGN)
+        say("stopped")
+    finally:
+        context.term()  # wakes the threads that wait on sockets; each closes its own
+
+
+def _run_later(
+    options: NodeOptions, manifest: Manifest, context: zmq.Context[zmq.Socket[bytes]], say: Callable[[str], None]
+) -> None:
+    """A later stage's node: its loop in this thread, its inbox in another."""
+    with contextlib.ExitStack() as cleanup:
+        inbox = Inbox(context, options.listen, manifest.stage)
+        cleanup.callback(inbox.abandon)
+        outbox = Outbox(context, options.next)
+        cleanup.callback(outbox.close)
+        stage, info = _load(options, say)
+        inbox.start()
+        StageLoop(stage, info, inbox.arrivals, outbox, lambda: inbox.receiver.refused, say).run()
+
+
+def _run_first(
+    options: NodeOptions, manifest: Manifest, context: zmq.Context[zmq.Socket[bytes]], say: Callable[[str], None]
+) -> None:
+    """Stage 0's node: the head in this thread, the stage's loop in another."""
+    with contextlib.ExitStack() as cleanup:
+        from_ring = RingReceiver(context, options.listen)
+        cleanup.callback(from_ring.close)
+        router = bind(context, zmq.ROUTER, options.clients, MAX_REQUEST)
+        cleanup.callback(router.close, 200)
+        router.router_mandatory = True
+        router.sndhwm = CLIENT_QUEUE
+        vocabulary = load_vocabulary(options.shard, manifest)
+        stage, info = _load(options, say)
+        arrivals: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
+        loop = StageLoop(stage, info, arrivals, Outbox(context, options.next), lambda: from_ring.refused, say)
+        worker = threading.Thread(target=_run_loop, args=(loop, torch.get_num_threads()), name="stage", daemon=True)
+        worker.start()
+        cleanup.callback(arrivals.put, None)
+        say(f"clients are served at {options.clients}")
+        Head(info, vocabulary, arrivals, from_ring, router, options.limits, say).run()
+
+
+def _run_loop(loop: StageLoop, threads: int) -> None:
+    """Stage 0's loop in its thread."""
+    torch.set_num_threads(threads)  # torch keeps it for each thread
+    try:
+        loop.run()
+    except zmq.ContextTerminated:
+        pass
+    finally:
+        loop.outbox.close()
+
+
+def _load(options: NodeOptions, say: Callable[[str], None]) -> tuple[StageModel, StageInfo]:
+    """Load the stage and size its KV cache; says so in one line."""
+    manifest = read_manifest(options.shard)
+    try:
+        torch.device(options.device)
+    except RuntimeError as error:
+        raise StartError(f"'{options.device}' is no device: {str(error).splitlines()[0]}") from None
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, transient=True, disable=manifest.bytes < PROGRESS_FROM or not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=manifest.bytes)
+        stage = load_stage(options.shard, options.device, options.verify, lambda size: bar.advance(task, size))
+    token_bytes = stage.measure_token_bytes()
+    memory = psutil.virtual_memory().available // 2 if options.kv_memory is None else options.kv_memory
+    if memory < token_bytes:
+        raise StartError(f"--kv-memory of {memory} bytes holds no token; one takes {token_bytes} bytes on this stage")
+    info = describe(manifest, options.listen, memory // token_bytes, token_bytes)
+    say(
+        f"stage {info.stage} of {info.stages} is ready: {manifest.name}, layers {info.first_layer}-{info.end_layer - 1}, "
+        f"{info.dtype}, {info.shard_bytes / 1e6:.1f} MB, room for {info.kv_tokens} tokens; "
+        f"listening on {options.listen}, next {options.next}"
+    )
+    for address in {options.listen, options.clients if manifest.is_first else options.listen}:
+        if is_exposed(address):
+            say(f"warning: {address} is open to everyone who can reach this machine; use it on a private network only")
+    return stage, info
+
+
+def is_exposed(address: str) -> bool:
+    """Whether an address can be reached from other machines."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    return parts.scheme == "tcp" and host != "localhost" and not host.startswith("127.") and host != "::1"
+
+
+def stop_with_parent() -> None:
+    """Have the kernel send SIGTERM when the process that started this one is gone (Linux's PR_SET_PDEATHSIG)."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if parent == 1 or os.getppid() != parent:
+        raise Terminated
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated

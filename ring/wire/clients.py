@@ -1,0 +1,210 @@
+"""What clients and the head say to each other, over one DEALER/ROUTER connection, and the figures that they share.
+
+Every message is one msgpack frame. A client numbers its requests; every reply names the request that it answers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ring.wire.messages import PROTOCOL, Count, Number, StageInfo
+
+DEFAULT_HEAD = "tcp://127.0.0.1:5555"
+MAX_REQUEST = 16 << 20
+
+Request = Annotated[int, Meta(ge=0, lt=1 << 53)]
+TokenIds = Annotated[list[Count], Meta(max_length=1 << 20)]
+FinishReason = Literal["stop", "length", "cancelled"]
+FailureCode = Literal["busy", "too_long", "bad_request", "stage_failed", "draining"]
+State = Literal["forming", "mismatch", "ready"]
+Severity = Literal["info", "warning", "error"]
+
+
+class Generate(msgspec.Struct, tag="generate", forbid_unknown_fields=True):
+    """Continue a prompt, given as text or as token ids. `seed` None picks one at random."""
+
+    request: Request
+    prompt: str | None = None
+    token_ids: TokenIds | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] = 128
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    seed: Number | None = None
+    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1000)]], Meta(max_length=16)] = []
+    ignore_eos: bool = False
+
+
+class Cancel(msgspec.Struct, tag="cancel", forbid_unknown_fields=True):
+    """End a generation; it is answered by its Finished."""
+
+    request: Request
+
+
+class GetStatus(msgspec.Struct, tag="get_status", forbid_unknown_fields=True):
+    """Ask for a Status. The protocol version lets the head name a mismatch."""
+
+    request: Request
+    protocol: int = PROTOCOL
+
+
+class Watch(msgspec.Struct, tag="watch", forbid_unknown_fields=True):
+    """From now on, or no longer, send a Lap for every finished microbatch and an Event for whatever happens."""
+
+    request: Request
+    on: bool = True
+
+
+ClientMessage = Generate | Cancel | GetStatus | Watch
+
+
+class StageTiming(msgspec.Struct, forbid_unknown_fields=True):
+    """One stage's share of a generation: sums over the `laps` that the sequence took part in, seconds and bytes.
+
+    `wire_s` is the time from the end of this stage's compute until the next one had the message.
+    """
+
+    stage: int
+    laps: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    wire_s: float = 0.0
+    bytes: int = 0
+
+
+class Timings(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the time of a generation went, in seconds.
+
+    `queued_s` is the wait for admission, `ttft_s` the time to first token (from arrival at the head), `itl_s` the mean
+    inter-token latency (None with fewer than two tokens).
+    """
+
+    queued_s: float
+    ttft_s: float | None
+    itl_s: float | None
+    total_s: float
+    stages: list[StageTiming]
+
+
+class Tokens(msgspec.Struct, tag="tokens", forbid_unknown_fields=True):
+    """New tokens, and the text that is certain with them (a character may need several tokens).
+
+    `sequence` is the head's number for the generation, the one in a `LapRun`.
+    """
+
+    request: int
+    sequence: int
+    token_ids: list[int]
+    text: str
+
+
+class Finished(msgspec.Struct, tag="finished", forbid_unknown_fields=True):
+    """The last message of a generation, with what text was still held back."""
+
+    request: int
+    sequence: int
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    seed: int
+    timings: Timings
+
+
+class Failed(msgspec.Struct, tag="failed", forbid_unknown_fields=True):
+    """A request that could not be done; `message` is one sentence."""
+
+    request: int
+    code: FailureCode
+    message: str
+
+
+class StageStatus(msgspec.Struct, forbid_unknown_fields=True):
+    """A stage as the head knows it, with what its last pulse said."""
+
+    info: StageInfo
+    resident_bytes: int = 0
+    kv_used: int = 0
+    refused: int = 0
+
+
+class Status(msgspec.Struct, tag="status", forbid_unknown_fields=True):
+    """The ring at this moment.
+
+    `state` is `forming` (`detail` says what for), `mismatch` (`detail` names the node) or `ready`. KV figures are
+    tokens on the smallest stage; `tokens_per_s` counts new tokens over the last ten seconds.
+    """
+
+    request: int
+    protocol: int
+    model: str
+    dtype: str
+    state: State
+    detail: str
+    epoch: int
+    stages: list[StageStatus]
+    context: int
+    kv_tokens: int
+    kv_used: int
+    running: int
+    waiting: int
+    in_flight: int
+    tokens_per_s: float
+    finished: int
+    failed: int
+    uptime_s: float
+
+
+class LapHop(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """One stage's part of a lap, in nanoseconds; the parts of all hops add up to the lap.
+
+    `queue_ns` waited on arrival, `compute_ns` computed, `send_ns` encoded, `wire_ns` until the next stage (or, after
+    the last, the head) had it. `bytes` is the size of the message that arrived at the stage.
+    """
+
+    stage: int
+    queue_ns: int
+    compute_ns: int
+    send_ns: int
+    wire_ns: int
+    bytes: int
+
+
+class LapRun(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """One sequence's part of a microbatch: `sequence` is the head's number for it."""
+
+    sequence: int
+    start: int
+    count: int
+    prefill: bool
+
+
+class Lap(msgspec.Struct, tag="lap", forbid_unknown_fields=True):
+    """A microbatch that has come round, `started_ns` on the head's monotonic clock."""
+
+    request: int
+    microbatch: int
+    epoch: int
+    started_ns: int
+    duration_ns: int
+    hops: list[LapHop]
+    runs: list[LapRun]
+
+
+class Event(msgspec.Struct, tag="event", forbid_unknown_fields=True):
+    """Something worth a line in a log: `at` is seconds since 1970, `stage` -1 where it concerns none."""
+
+    request: int
+    at: float
+    severity: Severity
+    stage: int
+    message: str
+
+
+HeadMessage = Tokens | Finished | Failed | Status | Lap | Event
+
+encoder = msgspec.msgpack.Encoder()
+client_decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
+head_decoder: msgspec.msgpack.Decoder[HeadMessage] = msgspec.msgpack.Decoder(HeadMessage)

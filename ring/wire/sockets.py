@@ -1,0 +1,41 @@
+"""How every TCP socket of a ring is opened and set up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zmq
+
+HEARTBEAT_MS = 1000
+HEARTBEAT_TIMEOUT_MS = 5000
+MAX_FRAME = 1 << 30
+
+
+class AddressError(ValueError):
+    """An address that cannot be used; the message is one sentence."""
+
+
+def bind(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, max_frame: int = MAX_FRAME) -> zmq.Socket[bytes]:
+    """A bound socket with heartbeats and a limit on the size of what it takes.
+
+    Raises:
+        AddressError: malformed, in use, or not an address of this machine.
+    """
+    socket = context.socket(kind)
+    configure(socket)
+    socket.maxmsgsize = max_frame
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        socket.close(0)
+        raise AddressError(f"cannot listen on {address}: {error.strerror or error}") from None
+    return socket
+
+
+def configure(socket: zmq.Socket[Any]) -> None:
+    """What every TCP socket of a ring has: heartbeats, so that a dead peer is noticed, and no linger at exit."""
+    socket.linger = 0
+    socket.heartbeat_ivl = HEARTBEAT_MS
+    socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+    socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
+    socket.tcp_keepalive = 1
