@@ -1,0 +1,8 @@
+"""What the process that nodes are forked from imports: all that a node needs, so that none has to."""
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
+from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
+from transformers.models.llama import modeling_llama  # noqa: F401
+
+import ring.cli
+import ring.start  # noqa: F401

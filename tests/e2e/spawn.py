@@ -1,0 +1,63 @@
+"""Node processes that start at once: real processes, forked from one that has done the five seconds of imports already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.e2e.preload"])
+
+
+class Node:
+    """A process that runs the `ring` command with `arguments`, its output going to `log`."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        log.touch()
+        self._process: ForkServerProcess = context.Process(target=run_ring, args=(arguments, str(log)), daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float = 20.0) -> int:
+        """Its exit code, once it has ended.
+
+        Raises:
+            TimeoutError: it has not.
+        """
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise TimeoutError(f"process {self.pid} has not ended")
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """`kill -9`, and wait until it is gone."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+
+def run_ring(arguments: list[str], log: str) -> None:
+    """What the forked process does."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ |= {"PYTHONWARNINGS": "ignore", "COLUMNS": "400"}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["ring", *arguments]
+    from ring.__main__ import main
+
+    main()

@@ -1,0 +1,42 @@
+"""The heart of the suite: a ring's greedy tokens are those of transformers' generate() on the same weights."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ring.client import RingClient
+from tests.e2e.harness import NodeRing
+from tests.models import MODELS, generate, make_checkpoint, ragged_prompts
+from weights_tools.split import split
+
+NEW_TOKENS = 24
+PROMPTS = ragged_prompts(16, longest=150)  # the first is longer than a prefill chunk
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    folder = tmp_path_factory.mktemp(request.param)
+    make_checkpoint(folder / "checkpoint", request.param)
+    return folder / "checkpoint", generate(folder / "checkpoint", PROMPTS, NEW_TOKENS)
+
+
+async def ask_all(clients: str, prompts: list[list[int]]) -> list[list[int]]:
+    async with RingClient(clients) as ring:
+        answers = [ring.complete(token_ids=prompt, max_tokens=NEW_TOKENS) for prompt in prompts]
+        return [completion.token_ids for completion in await asyncio.gather(*answers)]
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_tokens_equal_generate(checkpoint: tuple[Path, list[list[int]]], stages: int, tmp_path: Path) -> None:
+    folder, expected = checkpoint
+    assert len({tuple(answer) for answer in expected}) > 12, "the prompts must lead to different answers to prove anything"
+    split(str(folder), tmp_path / "shards", stages=stages)
+    with NodeRing(tmp_path / "shards", stages) as ring:
+        alone = asyncio.run(ask_all(ring.clients, PROMPTS[:1])) + asyncio.run(ask_all(ring.clients, PROMPTS[7:8]))
+        assert alone == [expected[0], expected[7]]
+        assert asyncio.run(ask_all(ring.clients, PROMPTS)) == expected
+        status = asyncio.run(ring.wait_for("ready"))
+        assert (status.running, status.waiting, status.kv_used) == (0, 0, 0)
