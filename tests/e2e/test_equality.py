@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config
 
 from ring.client import RingClient
 from tests.e2e.harness import NodeRing
 from tests.models import MODELS, generate, make_checkpoint, ragged_prompts
 from weights_tools.split import split
+from weights_tools.tiny import random_model
 
 NEW_TOKENS = 24
 PROMPTS = ragged_prompts(16, longest=150)  # the first is longer than a prefill chunk
@@ -23,9 +25,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder / "checkpoint", generate(folder / "checkpoint", PROMPTS, NEW_TOKENS)
 
 
-async def ask_all(clients: str, prompts: list[list[int]]) -> list[list[int]]:
+async def ask_all(clients: str, prompts: list[list[int]], max_tokens: int = NEW_TOKENS) -> list[list[int]]:
     async with RingClient(clients) as ring:
-        answers = [ring.complete(token_ids=prompt, max_tokens=NEW_TOKENS) for prompt in prompts]
+        answers = [ring.complete(token_ids=prompt, max_tokens=max_tokens) for prompt in prompts]
         return [completion.token_ids for completion in await asyncio.gather(*answers)]
 
 
@@ -40,3 +42,14 @@ def test_tokens_equal_generate(checkpoint: tuple[Path, list[list[int]]], stages:
         assert asyncio.run(ask_all(ring.clients, PROMPTS)) == expected
         status = asyncio.run(ring.wait_for("ready"))
         assert (status.running, status.waiting, status.kv_used) == (0, 0, 0)
+
+
+def test_gpt2_small_at_its_real_shape(tmp_path: Path) -> None:
+    """124 million parameters over two nodes; one prompt is longer than a prefill chunk."""
+    config = GPT2Config(bos_token_id=None, eos_token_id=None)
+    random_model(config).save_pretrained(tmp_path / "checkpoint")
+    prompts = ragged_prompts(4, longest=200, vocabulary=config.vocab_size)
+    expected = generate(tmp_path / "checkpoint", prompts, 12)
+    split(str(tmp_path / "checkpoint"), tmp_path / "shards", stages=2)
+    with NodeRing(tmp_path / "shards", 2) as ring:
+        assert asyncio.run(ask_all(ring.clients, prompts, 12)) == expected
