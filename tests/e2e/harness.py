@@ -12,7 +12,7 @@ from typing import Self
 from ring.client import RingClient, RingError
 from ring.launch import free_ports
 from ring.wire.clients import Status
-from tests.e2e.spawn import Node
+from tests.e2e.spawn import ColdNode, Node
 
 START_TIMEOUT_S = 120.0
 
@@ -20,13 +20,15 @@ START_TIMEOUT_S = 120.0
 class NodeRing:
     """The nodes of a ring, as a user would start them by hand. `clients` is the head's address."""
 
+    spawn: type[Node | ColdNode] = Node
+
     def __init__(self, shards: Path, stages: int, *options: str) -> None:
         self.shards = shards
         self.stages = stages
         self.options = options
         *self.ports, client_port = free_ports(stages + 1)
         self.clients = f"tcp://127.0.0.1:{client_port}"
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, Node | ColdNode] = {}
         self.logs = shards.parent / f"logs-{client_port}"
         self.logs.mkdir()
 
@@ -34,16 +36,16 @@ class NodeRing:
         """Where a stage listens."""
         return f"tcp://127.0.0.1:{self.ports[stage % self.stages]}"
 
-    def start(self, stage: int, shard: Path | None = None, next_stage: int | None = None) -> Node:
+    def start(self, stage: int, shard: Path | None = None, next_stage: int | None = None) -> Node | ColdNode:
         """Start one node; `shard` and `next_stage` allow for mistakes."""
-        self.nodes[stage] = Node(self.command(stage, shard, next_stage), self.logs / f"stage-{stage}.log")
+        self.nodes[stage] = self.spawn(self.command(stage, shard, next_stage), self.logs / f"stage-{stage}.log")
         return self.nodes[stage]
 
     def command(self, stage: int, shard: Path | None = None, next_stage: int | None = None) -> list[str]:
         """The arguments of `ring` that start a node."""
         command = ["node", str(shard or self.shards / f"stage-{stage}")]
         command += ["--listen", self.address(stage), "--next", self.address(stage + 1 if next_stage is None else next_stage)]
-        command += ["--threads", "1", "--kv-memory", "64M", *(self.options if stage == 0 else ())]
+        command += ["--threads", "1", "--kv-memory", "256M", *(self.options if stage == 0 else ())]
         return command + (["--clients", self.clients] if stage == 0 else [])
 
     def log(self, stage: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -48,6 +49,21 @@ class Node:
         """`kill -9`, and wait until it is gone."""
         self.send_signal(signal.SIGKILL)
         self.wait()
+
+
+class ColdNode(subprocess.Popen[bytes]):
+    """The same as a program of its own: slow to start, but its memory is what a user's node takes."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        with log.open("ab") as file:
+            super().__init__([sys.executable, "-m", "ring", *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+    def wait(self, timeout: float | None = 20.0) -> int:
+        """As `Node.wait`."""
+        try:
+            return super().wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"process {self.pid} has not ended") from None
 
 
 def run_ring(arguments: list[str], log: str) -> None:
