@@ -18,12 +18,14 @@ from ring.wire.clients import StageTiming, Timings
 Prompt = str | list[int]
 
 
-async def ask(head: str, prompts: list[Prompt], options: dict[str, Any], as_json: bool, out: TextIO, err: Console) -> bool:
+async def ask(
+    client: RingClient, prompts: list[Prompt], options: dict[str, Any], as_json: bool, out: TextIO, err: Console
+) -> bool:
     """Send all prompts at once and print each answer in order, live as soon as its turn has come.
 
     Returns whether all of them succeeded.
     """
-    async with RingClient(head) as ring:
+    async with client as ring:
         answers: list[asyncio.Queue[GenerateEvent | RingError | None]] = [asyncio.Queue() for _ in prompts]
 
         async def collect(prompt: Prompt, events: asyncio.Queue[GenerateEvent | RingError | None]) -> None:
@@ -69,6 +71,8 @@ async def print_answer(
             if as_json:
                 out.write(msgspec.json.encode({"error": {"code": event.code, "message": str(event)}}).decode() + "\n")
             return None
+        if event.notice:
+            err.print(f"\\[{event.notice}]", style="dim", highlight=False)
         completion.add(event)
         if not as_json:
             out.write(event.text)
@@ -129,4 +133,4 @@ async def prompt_loop(head: str, options: dict[str, Any], console: Console) -> N
             return
         if line.strip():
             with contextlib.suppress(RingError):
-                await ask(head, [line.rstrip("\n")], options, False, sys.stdout, console)
+                await ask(RingClient(head), [line.rstrip("\n")], options, False, sys.stdout, console)

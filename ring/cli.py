@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from ring import keyring
 from weights_tools.cli import add_commands
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ app = typer.Typer(
 errors = Console(stderr=True, highlight=False)
 
 DEFAULT_HEAD = "tcp://127.0.0.1:5555"
+KeysOption = Annotated[
+    Path | None,
+    typer.Option("--keys", help="This machine's folder of keys, see `ring keys`.", envvar="RING_KEYS", show_default=False),
+]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="Talk to other machines without keys, on a network that you trust.")
+]
 HeadOption = Annotated[str, typer.Option("--head", metavar="ADDR", help="Where the head serves clients.", envvar="RING_HEAD")]
 
 
@@ -42,6 +50,7 @@ def prove(config: PreTrainedConfig) -> None:
 
 
 add_commands(app, prove)
+app.add_typer(keyring.app, name="keys")
 
 
 @contextmanager
@@ -113,17 +122,45 @@ def node(
     ] = 128,
     max_running: Annotated[int, typer.Option(min=1, max=1024, help="Stage 0 only: most sequences at once.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=0, help="Stage 0 only: most requests waiting before 'busy'.")] = 256,
+    recovery_timeout: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Stage 0 only: how long streams wait for a lost stage to return.")
+    ] = 60.0,
+    spare: Annotated[
+        bool, typer.Option("--spare", help="Wait beside the stage of this shard, and take its place when it is lost.")
+    ] = False,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
+    watchdog: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Give up when one microbatch takes longer, to be started again.")
+    ] = 60.0,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", help="Stop when the process that started this one is gone.")
     ] = False,
 ) -> None:
-    """Run one stage on this machine. Start the nodes of a ring in any order."""
+    """Run one stage on this machine. Start the nodes of a ring in any order.
+
+    SIGTERM lets stage 0 finish its streams first; a later stage stops at once, and the ring turns to its spare or waits.
+    """
     with sentences():
         from ring.head.head import Limits
         from ring.start import NodeOptions, run_node
 
-        limits = Limits(token_budget, max_running, max_waiting)
-        options = NodeOptions(shard, listen, next, clients, threads, kv_memory, device, verify, with_parent, limits)
+        options = NodeOptions(
+            shard=shard,
+            listen=listen,
+            next=next,
+            clients=clients,
+            threads=threads,
+            kv_memory=kv_memory,
+            device=device,
+            verify=verify,
+            with_parent=with_parent,
+            spare=spare,
+            keys=keys,
+            insecure=insecure,
+            watchdog=watchdog,
+            limits=Limits(token_budget, max_running, max_waiting, recovery_timeout),
+        )
         run_node(options, lambda line: print(line, flush=True))
 
 
@@ -170,6 +207,8 @@ def ask(
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same tokens.", show_default=False)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; can be repeated.", show_default=False)] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-sequence token.")] = False,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each prompt.")] = False,
 ) -> None:
     """Ask a running ring; tokens are printed as they come. Several prompts run at the same time."""
@@ -187,8 +226,10 @@ def ask(
     }
     with sentences():
         from ring.ask import ask as ask_ring
+        from ring.client import RingClient
 
-        if not asyncio.run(ask_ring(head, asked, options, as_json, sys.stdout, errors)):
+        client = RingClient(head, keys=keys, insecure=insecure)
+        if not asyncio.run(ask_ring(client, asked, options, as_json, sys.stdout, errors)):
             raise typer.Exit(1)
 
 
@@ -206,6 +247,8 @@ def parse_token_ids(text: str) -> list[int]:
 @app.command()
 def status(
     head: HeadOption = DEFAULT_HEAD,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
 ) -> None:
     """Show a ring's stages, and what it is doing."""
@@ -217,7 +260,7 @@ def status(
         from ring.wire.clients import Status
 
         async def get() -> Status:
-            async with RingClient(head) as ring:
+            async with RingClient(head, keys=keys, insecure=insecure) as ring:
                 return await ring.status()
 
         answer = asyncio.run(get())
@@ -227,6 +270,52 @@ def status(
             Console(highlight=False).print(status_table(answer))
         if answer.state != "ready":
             raise typer.Exit(3)
+
+
+@app.command()
+def drain(
+    head: HeadOption = DEFAULT_HEAD,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Take requests again.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the last stream has finished.")] = False,
+) -> None:
+    """Have a ring take no new requests and finish those it has, before machines are stopped or changed."""
+    with sentences():
+        from ring.client import RingClient
+
+        async def run() -> None:
+            async with RingClient(head, keys=keys, insecure=insecure) as ring:
+                status = await ring.drain(not resume)
+                while wait and not resume and status.running + status.waiting:
+                    await asyncio.sleep(0.2)
+                    status = await ring.status()
+                left = status.running + status.waiting
+                typer.echo("the ring takes requests again" if resume else f"the ring is draining, {left} streams to finish")
+
+        asyncio.run(run())
+
+
+@app.command()
+def doctor(
+    shard: Annotated[Path | None, typer.Argument(help="A stage's folder, to check it too.", show_default=False)] = None,
+    listen: Annotated[str | None, typer.Option(metavar="ADDR", help="What the node here listens at.")] = None,
+    next: Annotated[str | None, typer.Option(metavar="ADDR", help="Where the next node listens.")] = None,
+    head: HeadOption = DEFAULT_HEAD,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array of findings.")] = False,
+) -> None:
+    """Check keys, ports, versions, clocks, models and memory, here and on every stage, and say what to fix.
+
+    Run it on each machine with what its `ring node` is given.
+    """
+    with sentences():
+        from ring.doctor import examine, print_findings
+
+        findings = asyncio.run(examine(shard, listen, next, head, keys, insecure))
+        if not print_findings(findings, as_json):
+            raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import queue
+import secrets
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +23,7 @@ from ring.wire.clients import (
     DEFAULT_HEAD,
     Cancel,
     ClientMessage,
+    Drain,
     Event,
     Failed,
     Finished,
@@ -28,6 +32,7 @@ from ring.wire.clients import (
     GetStatus,
     HeadMessage,
     Lap,
+    Notice,
     Status,
     Timings,
     Tokens,
@@ -35,10 +40,13 @@ from ring.wire.clients import (
     encoder,
     head_decoder,
 )
+from ring.wire.keys import load_keys
 from ring.wire.messages import PROTOCOL
-from ring.wire.sockets import configure
+from ring.wire.sockets import configure, is_exposed
 
 CONNECT_TIMEOUT_S = 5.0
+RECOVERY_TIMEOUT_S = 60.0
+PROBE_S = 0.5
 WATCH_BACKLOG = 1000
 
 
@@ -73,6 +81,7 @@ class GenerateEvent:
     prompt_tokens: int | None = None
     seed: int | None = None
     timings: Timings | None = None
+    notice: str | None = None
 
 
 @dataclass(slots=True)
@@ -104,21 +113,44 @@ class RingClient:
                 print(event.text, end="")
 
     One client may have any number of generations running at once. Entering raises `NoHead` when nothing answers within
-    `timeout` seconds, and `RingError` when the head speaks another protocol version.
+    `timeout` seconds, and `RingError` when the head speaks another protocol version. When the head is lost later, the
+    client reconnects, and its generations go on from the tokens that it holds, with the tokens that they would have had;
+    only after `recovery_timeout` seconds without a head do they end, with `NoHead`.
+
+    `keys` is the folder of this machine's keys (see `ring keys`), for a head that asks for them. Without keys, a head
+    that is not on this machine is refused with `RingError`, unless `insecure`.
     """
 
-    def __init__(self, head: str = DEFAULT_HEAD, *, timeout: float = CONNECT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        head: str = DEFAULT_HEAD,
+        *,
+        timeout: float = CONNECT_TIMEOUT_S,
+        recovery_timeout: float = RECOVERY_TIMEOUT_S,
+        keys: Path | str | None = None,
+        insecure: bool = False,
+    ) -> None:
         self.head = head
         self.timeout = timeout
+        self.recovery_timeout = recovery_timeout
+        self.keys = load_keys(Path(keys)) if keys else None
+        self.insecure = insecure
         self._requests = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[HeadMessage | None]] = {}
         self._socket: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        if is_exposed(self.head) and self.keys is None and not self.insecure:
+            raise RingError(
+                "insecure",
+                f"{self.head} is on another machine, and without keys anyone can read along; give --keys or --insecure",
+            )
         self._context = zmq.asyncio.Context()
         socket = self._context.socket(zmq.DEALER)
         configure(socket)
+        if self.keys is not None:
+            self.keys.connect(socket)
         try:
             socket.connect(self.head)
         except zmq.ZMQError as error:
@@ -174,25 +206,40 @@ class RingClient:
             RingError: the head refused the request (`bad_request`, `too_long`, `busy`) or a stage failed.
             NoHead: the head is gone.
         """
-        request = next(self._requests)
         message = Generate(
-            request=request,
+            request=0,
             prompt=prompt,
             token_ids=None if token_ids is None else list(token_ids),
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
-            seed=seed,
+            seed=secrets.randbits(53) if seed is None else seed,
             stop=list(stop),
             ignore_eos=ignore_eos,
         )
+        while True:
+            try:
+                async with contextlib.aclosing(self._generate_once(message)) as events:
+                    async for event in events:
+                        message.generated += event.token_ids
+                        yield event
+                return
+            except NoHead as loss:
+                yield GenerateEvent([], "", 0, notice=f"{loss}; waiting for it to return")
+                await self._recovered()
+
+    async def _generate_once(self, message: Generate) -> AsyncGenerator[GenerateEvent, None]:
+        """Ask for a generation, or for the rest of it; cancels it unless it ends by itself."""
+        message.request = next(self._requests)
         ended = False
         async with contextlib.aclosing(self._ask(message)) as replies:
             try:
                 async for reply in replies:
                     if isinstance(reply, Tokens):
                         yield GenerateEvent(reply.token_ids, reply.text, reply.sequence)
+                    elif isinstance(reply, Notice):
+                        yield GenerateEvent([], "", 0, notice=reply.message)
                     elif isinstance(reply, Finished):
                         ended = True
                         last = (reply.finish_reason, reply.prompt_tokens, reply.seed, reply.timings)
@@ -203,7 +250,22 @@ class RingClient:
                 raise
             finally:
                 if not ended:
-                    self._send(Cancel(request))
+                    self._send(Cancel(message.request))
+
+    async def _recovered(self) -> None:
+        """Wait until a head answers again.
+
+        Raises:
+            NoHead: none did within `recovery_timeout` seconds.
+        """
+        deadline = time.monotonic() + self.recovery_timeout
+        while True:
+            try:
+                await self._get_status(PROBE_S)
+                return
+            except NoHead as error:
+                if time.monotonic() > deadline:
+                    raise NoHead(f"the head at {self.head} has not returned for {self.recovery_timeout:.0f} s") from error
 
     async def complete(self, prompt: str | None = None, **options: Any) -> Completion:
         """A whole generation at once; takes what `generate` takes."""
@@ -218,10 +280,21 @@ class RingClient:
         Raises:
             NoHead: no answer within the client's timeout.
         """
-        request = GetStatus(next(self._requests))
-        async with contextlib.aclosing(self._ask(request)) as replies:
+        return await self._get_status(self.timeout)
+
+    async def drain(self, on: bool = True) -> Status:
+        """Have the head take no more requests and let running ones finish; or, with `on` false, take them again.
+
+        Raises:
+            NoHead: no answer within the client's timeout.
+        """
+        return await self._get_status(self.timeout, Drain(next(self._requests), on))
+
+    async def _get_status(self, patience: float, request: GetStatus | Drain | None = None) -> Status:
+        message = request or GetStatus(next(self._requests))
+        async with contextlib.aclosing(self._ask(message)) as replies:
             try:
-                async with asyncio.timeout(self.timeout):
+                async with asyncio.timeout(patience):
                     async for reply in replies:
                         assert isinstance(reply, Status)
                         if reply.protocol != PROTOCOL:
@@ -233,18 +306,30 @@ class RingClient:
                         return reply
             except TimeoutError:
                 pass
-        raise NoHead(f"no head answers at {self.head}; start a ring with `ring up`, or give the address with --head")
+        raise NoHead(
+            f"no head answers at {self.head}; start a ring with `ring up`, or give the address with --head"
+            + ("" if self.keys else " (and --keys if it asks for them)")
+        )
 
     async def traces(self) -> AsyncGenerator[Lap | Event, None]:
-        """Every finished lap and every event from now on, until the loop is left. A slow reader loses laps."""
-        request = next(self._requests)
-        async with contextlib.aclosing(self._ask(Watch(request), maxsize=WATCH_BACKLOG)) as replies:
-            try:
-                async for reply in replies:
-                    assert isinstance(reply, Lap | Event)
-                    yield reply
-            finally:
-                self._send(Watch(request, on=False))
+        """Every finished lap and every event from now on, until the loop is left. A slow reader loses laps.
+
+        Goes on when the head was lost and has returned.
+
+        Raises:
+            NoHead: it has not returned within `recovery_timeout` seconds.
+        """
+        while True:
+            request = next(self._requests)
+            async with contextlib.aclosing(self._ask(Watch(request), maxsize=WATCH_BACKLOG)) as replies:
+                try:
+                    async for reply in replies:
+                        assert isinstance(reply, Lap | Event)
+                        yield reply
+                except NoHead:
+                    await self._recovered()
+                finally:
+                    self._send(Watch(request, on=False))
 
     async def _ask(self, message: ClientMessage, maxsize: int = 0) -> AsyncGenerator[HeadMessage, None]:
         """Send a request; yields its replies."""
@@ -284,8 +369,9 @@ class RingClient:
         while True:
             await monitor.recv_multipart()
             for waiting in self._replies.values():
-                with contextlib.suppress(asyncio.QueueFull):
-                    waiting.put_nowait(None)
+                if waiting.full():  # laps that nobody has read yet; the end must fit
+                    waiting.get_nowait()
+                waiting.put_nowait(None)
 
 
 def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:
@@ -304,8 +390,8 @@ class SyncRingClient:
         print(ring.complete("def ").text)
     """
 
-    def __init__(self, head: str = DEFAULT_HEAD, *, timeout: float = CONNECT_TIMEOUT_S) -> None:
-        self._client = RingClient(head, timeout=timeout)
+    def __init__(self, head: str = DEFAULT_HEAD, **options: Any) -> None:
+        self._client = RingClient(head, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ring-client", daemon=True)
 

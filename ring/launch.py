@@ -13,7 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+STUCK = 70
+"""The exit code of a node whose watchdog gave up on it (EX_SOFTWARE in sysexits.h)."""
 RESTARTS = 3
+WITHIN_S = 60.0
+"""A node that ends more often than that within so many seconds is not started again."""
 STOP_PATIENCE_S = 5.0
 
 
@@ -60,18 +64,20 @@ class LocalRing:
     def _watch(self) -> None:
         self.processes = [self._spawn(stage) for stage in range(self.stages)]
         self._started.set()
-        restarts = [0] * self.stages
+        restarts: list[list[float]] = [[] for _ in range(self.stages)]
         while not self._stopping.wait(0.1):
             for stage, process in enumerate(self.processes):
                 code = process.poll()
                 if code is None:
                     continue
                 cause = f"stage {stage} ended ({describe_exit(code)})"
-                # A node that gives up by itself has a reason that a restart would not change.
-                if code > 0 or stage == 0 or restarts[stage] >= RESTARTS:
+                now = time.monotonic()
+                recent = restarts[stage] = [at for at in restarts[stage] if at > now - WITHIN_S]
+                # A node that gives up by itself has a reason that a restart would not change, unless it was stuck.
+                if (code > 0 and code != STUCK) or len(recent) >= RESTARTS:
                     self.failure = f"{cause}: {self.last_line(stage)}"
                     return
-                restarts[stage] += 1
+                recent.append(now)
                 self.say(f"{cause}; starting it again")
                 self.processes[stage] = self._spawn(stage)
 
@@ -103,12 +109,12 @@ class LocalRing:
             raise LaunchError(self.failure)
 
     def stop(self) -> None:
-        """End every node, by SIGTERM first; returns when none is left."""
+        """End every node, by SIGINT first; returns when none is left."""
         self._stopping.set()
         self._watcher.join()
         for process in self.processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + STOP_PATIENCE_S
         for process in self.processes:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ring import __version__
 from ring.stage.model import StageModel
 from ring.stage.sampling import sample
 from ring.wire.frames import NAMES, Arrived, encode
-from ring.wire.links import Outbox
+from ring.wire.links import Arrivals, LinkLost, Outbox, RingReceiver
 from ring.wire.messages import (
     PROTOCOL,
     Fault,
@@ -32,12 +33,14 @@ from ring.wire.messages import (
     RingMessage,
     Sampled,
     StageInfo,
+    Standby,
 )
 from weights_tools.shard import Manifest
 
 log = logging.getLogger("ring")
 
 PATIENCE_S = 2.0
+ANNOUNCE_S = 1.0
 
 
 def describe(manifest: Manifest, listen: str, kv_tokens: int, kv_token_bytes: int) -> StageInfo:
@@ -52,6 +55,7 @@ def describe(manifest: Manifest, listen: str, kv_tokens: int, kv_token_bytes: in
         dtype=manifest.dtype,
         host=socket.gethostname(),
         pid=os.getpid(),
+        incarnation=secrets.randbits(63),
         # Processes of one machine read the same monotonic clock; the boot id tells machines (and reboots) apart.
         clock=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         version=__version__,
@@ -69,58 +73,77 @@ class StageLoop:
     Args:
         stage: the model.
         info: what the Hello lap says of this node.
-        arrivals: messages from the predecessor (or, for stage 0, from the head); None ends the loop.
+        arrivals: messages from the predecessor (or, for stage 0, from the head).
         outbox: the link to the next node.
-        refused: how many messages this node has refused so far.
+        receiver: where the predecessor (on stage 0 the last stage) delivers.
         say: prints a line for whoever started the node.
+        spare: announce this node to the head while it is not part of a ring.
     """
 
     def __init__(
         self,
         stage: StageModel,
         info: StageInfo,
-        arrivals: queue.SimpleQueue[Arrived | None],
+        arrivals: Arrivals,
         outbox: Outbox,
-        refused: Callable[[], int],
+        receiver: RingReceiver,
         say: Callable[[str], None],
+        spare: bool = False,
     ) -> None:
         self.stage = stage
         self.info = info
         self.arrivals = arrivals
         self.outbox = outbox
-        self.refused = refused
+        self.receiver = receiver
         self.say = say
+        self.spare = spare
         self.epoch = -1
         self.stale = 0
+        self.busy_since: float | None = None
+        self.longest_s = 0.0
+        self._predecessor = 0  # the head, in this process
+        self._last_microbatch = -1
+        self._running = False
+        self._next_address = outbox.address
         self._blocked = 0.0  # since when the next node takes nothing, and whether that was said
         self._complained = False
         self._process = psutil.Process()
-        self._input_dtype = "int64" if info.stage == 0 else info.dtype
 
     def run(self) -> None:
         """Handle messages until None arrives."""
         while (arrived := self._next()) is not None:
-            self.handle(arrived)
+            if isinstance(arrived, LinkLost):
+                self._link_lost()
+            else:
+                self.handle(arrived)
 
-    def _next(self) -> Arrived | None:
-        """The next message, saying once in a while what is missing if none has ever come."""
-        if self.epoch < 0 and self.info.stage > 0:
+    def _next(self) -> Arrived | LinkLost | None:
+        """The next message; says once in a while what is missing if none has ever come, and announces a spare."""
+        waited = 0.0
+        while self.info.stage > 0 and (self.spare or self.epoch < 0):
             try:
-                return self.arrivals.get(timeout=PATIENCE_S)
+                return self.arrivals.get(timeout=ANNOUNCE_S)
             except queue.Empty:
+                waited += ANNOUNCE_S
+            if self.spare and waited > ANNOUNCE_S:  # in a ring a pulse comes by every second
+                self.outbox.send(encode(Standby(self.info, self.info.incarnation)))
+            elif not self.spare and waited == PATIENCE_S:
                 self.say(f"waiting for the node before it to send to {self.info.listen}")
         return self.arrivals.get()
 
+    def _link_lost(self) -> None:
+        if self.epoch >= 0:
+            self.say("the node before it is gone; waiting for it to return")
+            self._send(LinkDown(epoch=self.epoch, stage=self.info.stage))
+
     def handle(self, arrived: Arrived) -> None:
-        """Handle one message; what belongs to another epoch is dropped and counted."""
+        """Handle one message; what is of another epoch or does not come from the node before is dropped and counted."""
         message = arrived.message
         if isinstance(message, Hello):
             self._hello(message)
-        elif isinstance(message, LinkDown):
-            if message.epoch == 0 and self.epoch >= 0:
-                self.say("the node before it is gone; waiting for it to return")
-            self._send(LinkDown(epoch=max(self.epoch, 0), stage=message.stage))
-        elif message.epoch != self.epoch:
+        elif isinstance(message, Standby):
+            self._send(message)
+        elif message.epoch != self.epoch or message.sender != self._predecessor:
             self.stale += 1
         elif isinstance(message, Forward):
             self._forward(message, arrived)
@@ -128,31 +151,60 @@ class StageLoop:
             self.stage.cache.release(message.slots)
             self._send(message)
         elif isinstance(message, Pulse):
-            resident = self._process.memory_info().rss
-            health = Health(self.info.stage, resident, self.stage.cache.reserved, self.refused() + self.stale)
-            message.stages.append(health)
+            self._running = True
+            message.stages.append(self._health())
             self._send(message)
-        else:  # Sampled, Fault: on their way to the head
+        elif isinstance(message, Fault):
+            self.stage.cache.give_up(message.runs)
+            self._send(message)
+        else:  # Sampled, LinkDown: on their way to the head
             self._send(message)
 
+    def _health(self) -> Health:
+        return Health(
+            stage=self.info.stage,
+            resident_bytes=self._process.memory_info().rss,
+            available_bytes=psutil.virtual_memory().available,
+            kv_used=self.stage.cache.reserved,
+            refused=self.receiver.refused + self.stale,
+            time_ns=time.time_ns(),
+        )
+
     def _hello(self, hello: Hello) -> None:
-        if hello.problem is None and hello.lap == 1:
-            hello.problem = mismatch(hello, self.info)
-            if hello.problem is None:
-                hello.stages.append(self.info)
-                self.stage.cache.clear()
-                self.epoch = hello.epoch
-            else:
-                self.say(hello.problem)
+        if hello.lap == 1 and hello.problem is None:
+            if hello.epoch == self.epoch and self._running:
+                self.stale += 1  # the head sends no more of these once the ring runs
+                return
+            hello.floor = max(hello.floor, self.epoch, 0)
+            if hello.epoch >= self.epoch:
+                self._join(hello)
         elif hello.problem is None and hello.epoch == self.epoch and self.info.stage > 0:
             self.say(f"the ring has formed: {len(hello.stages)} stages")
         self._send(hello)
 
+    def _join(self, hello: Hello) -> None:
+        """Take the place that a Hello offers, or say in it why not."""
+        hello.problem = mismatch(hello, self.info)
+        if hello.problem is not None:
+            self.say(hello.problem)
+            return
+        if hello.stages:
+            self._predecessor = self.receiver.predecessor = hello.stages[-1].incarnation
+        hello.stages.append(self.info)
+        self.stage.cache.clear()
+        self.epoch, self._last_microbatch, self._running = hello.epoch, -1, False
+        self.outbox.point_to(hello.routes.get(self.info.stage + 1, self._next_address))
+
     def _forward(self, message: Forward, arrived: Arrived) -> None:
+        if message.microbatch <= self._last_microbatch:
+            self.stale += 1  # a duplicate
+            return
+        self._last_microbatch, self._running = message.microbatch, True
         assert arrived.tensor is not None
         hop = Hop(self.info.stage, arrived.received, time.monotonic_ns(), 0, 0, arrived.bytes)
+        self.busy_since = hop.started / 1e9
         try:
-            self._check_input(arrived.tensor)
+            check_input(arrived.tensor, self.stage, self.info)
             output = self.stage.forward(arrived.tensor, message.runs)
             samplings = [run.sampling for run in message.runs if run.sampling is not None]
             tokens: list[int] = []
@@ -161,9 +213,13 @@ class StageLoop:
                 tokens = sample(output, samplings, positions)
         except Exception as error:  # one microbatch's fault must not take the node down
             log.warning("microbatch %d failed: %s", message.microbatch, error)
+            self.stage.cache.give_up(message.runs)
             cause = f"{type(error).__name__}: {error}"[:4000]
-            self._send(Fault(self.epoch, message.microbatch, self.info.stage, cause))
+            self._send(Fault(self.epoch, message.microbatch, self.info.stage, cause, message.runs))
             return
+        finally:
+            self.longest_s = max(self.longest_s, time.monotonic() - self.busy_since)
+            self.busy_since = None
         hop.finished = time.monotonic_ns()
         message.hops.append(hop)
         if self.info.stage == self.info.stages - 1:
@@ -172,18 +228,10 @@ class StageLoop:
             message.dtype, message.shape = NAMES[output.dtype], list(output.shape)  # type: ignore[assignment]
             self._send(message, output)
 
-    def _check_input(self, tensor: Tensor) -> None:
-        """Raises ValueError unless the tensor is this stage's input: token ids, or hidden states of the model's width."""
-        if self.info.stage == 0:
-            if tensor.dtype != torch.int64 or tensor.dim() != 1:
-                raise ValueError("stage 0 takes int64 token ids")
-            if int(tensor.min()) < 0 or int(tensor.max()) >= self.stage.vocabulary:
-                raise ValueError(f"a token id outside the vocabulary of {self.stage.vocabulary}")
-        elif tensor.dtype != self.stage.dtype or tensor.dim() != 2 or tensor.shape[1] != self.stage.hidden_size:
-            raise ValueError(f"hidden states of shape {tuple(tensor.shape)} do not fit this model")
-
     def _send(self, message: RingMessage, tensor: Tensor | None = None) -> None:
-        """Send on, waiting for the next node as long as it takes; a Hello gives way to a newer one."""
+        """Send on, waiting for the next node as long as it takes, but not longer than the message is of use: a newer
+        epoch makes it void, and a Hello is void as soon as anything else waits, as the head repeats it."""
+        message.sender = self.info.incarnation
         if isinstance(message, Forward | Sampled):
             message.hops[-1].sent = time.monotonic_ns()
         frames = encode(message, tensor)
@@ -193,9 +241,20 @@ class StageLoop:
                 self._complained = True
                 self.say(f"waiting for the next node at {self.outbox.address}")
             self.outbox.wait(100)
-            if isinstance(message, Hello) and not self.arrivals.empty():
+            if self.arrivals.newest > self.epoch or (isinstance(message, Hello | Standby) and not self.arrivals.empty()):
                 return
         self._blocked, self._complained = 0.0, False
+
+
+def check_input(tensor: Tensor, stage: StageModel, info: StageInfo) -> None:
+    """Raises ValueError unless the tensor is this stage's input: token ids, or hidden states of the model's width."""
+    if info.stage == 0:
+        if tensor.dtype != torch.int64 or tensor.dim() != 1:
+            raise ValueError("stage 0 takes int64 token ids")
+        if int(tensor.min()) < 0 or int(tensor.max()) >= stage.vocabulary:
+            raise ValueError(f"a token id outside the vocabulary of {stage.vocabulary}")
+    elif tensor.dtype != stage.dtype or tensor.dim() != 2 or tensor.shape[1] != stage.hidden_size:
+        raise ValueError(f"hidden states of shape {tuple(tensor.shape)} do not fit this model")
 
 
 def mismatch(hello: Hello, info: StageInfo) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import queue
 import signal
 import sys
 import threading
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -25,13 +23,16 @@ from ring.head.tokenizer import load_vocabulary
 from ring.node import StageLoop, describe
 from ring.stage.load import load_stage
 from ring.stage.model import StageModel
+from ring.watchdog import Watchdog
 from ring.wire.clients import DEFAULT_HEAD, MAX_REQUEST
-from ring.wire.frames import Arrived
-from ring.wire.links import Inbox, Outbox, RingReceiver
+from ring.wire.keys import Keys, authenticated, load_keys
+from ring.wire.links import Arrivals, Inbox, Outbox, RingReceiver
 from ring.wire.messages import StageInfo
-from ring.wire.sockets import bind
+from ring.wire.sockets import bind, is_exposed
 from weights_tools.shard import Manifest, read_manifest
 from weights_tools.skeleton import hush_transformers
+
+Context = zmq.Context[zmq.Socket[bytes]]
 
 PROGRESS_FROM = 256 << 20
 CLIENT_QUEUE = 10_000
@@ -39,7 +40,8 @@ CLIENT_QUEUE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """What `ring node` is told. `kv_memory` is in bytes; None takes half of the memory that is free after loading."""
+    """What `ring node` is told. `kv_memory` is in bytes; None takes half of the memory that is free after loading.
+    `keys` is a folder, see `ring.wire.keys`; `watchdog` is in seconds."""
 
     shard: Path
     listen: str
@@ -50,6 +52,10 @@ class NodeOptions:
     device: str = "cpu"
     verify: bool = True
     with_parent: bool = False
+    spare: bool = False
+    keys: Path | None = None
+    insecure: bool = False
+    watchdog: float = 60.0
     limits: Limits = field(default_factory=Limits)
 
 
@@ -61,13 +67,29 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+class Stopper:
+    """What SIGTERM does: the head first lets its streams finish, if it has any; anything else stops at once.
+
+    A later stage hands over by stopping: its successor tells the head at once, which turns to a spare or waits.
+    """
+
+    def __init__(self) -> None:
+        self.drain: Callable[[], bool] | None = None
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        drain, self.drain = self.drain, None
+        if drain is None or not drain():
+            raise Terminated
+
+
 def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
     """Run one node until Ctrl-C or SIGTERM.
 
     Raises:
-        ShardError, AddressError, StartError: it cannot start.
+        ShardError, AddressError, KeyFileError, StartError: it cannot start.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    stopper = Stopper()
+    signal.signal(signal.SIGTERM, stopper)
     if options.with_parent:
         stop_with_parent()
     hush_transformers()
@@ -75,12 +97,17 @@ def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
     sys.setswitchinterval(0.0005)
     torch.set_num_threads(options.threads or psutil.cpu_count(logical=False) or 1)
     manifest = read_manifest(options.shard)
+    if options.spare and manifest.is_first:
+        raise StartError("stage 0 cannot have a spare, as clients know its address; start it again when it is lost")
+    keys = load_keys(options.keys) if options.keys else None
+    check_exposure(options, manifest, say)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        if manifest.is_first:
-            _run_first(options, manifest, context, say)
-        else:
-            _run_later(options, manifest, context, say)
+        with authenticated(context, keys):
+            if manifest.is_first:
+                _run_first(options, manifest, context, keys, stopper, say)
+            else:
+                _run_later(options, manifest, context, keys, say)
     except (KeyboardInterrupt, Terminated):
         for number in (signal.SIGINT, signal.SIGTERM):  # one is enough; a second must not cut the way out short
             signal.signal(number, signal.SIG_IGN)
@@ -89,40 +116,70 @@ def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
         context.term()  # wakes the threads that wait on sockets; each closes its own
 
 
+def check_exposure(options: NodeOptions, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Whoever reaches an open port could feed the ring or read along, so without keys only loopback is served.
+
+    Raises:
+        StartError: an address that other machines reach, no keys, and not `insecure`.
+    """
+    addresses = [options.listen, options.next, *([options.clients] if manifest.is_first else [])]
+    exposed = [address for address in addresses if is_exposed(address)]
+    if not exposed or options.keys:
+        return
+    if not options.insecure:
+        raise StartError(
+            f"{exposed[0]} can be reached from other machines, and there are no keys to tell friend from foe; make some with "
+            "`ring keys new` and give the folder with --keys, or say --insecure on a network that you trust"
+        )
+    say(f"warning: --insecure: whoever reaches {', '.join(exposed)} can use this ring, change its answers and read along")
+
+
 def _run_later(
-    options: NodeOptions, manifest: Manifest, context: zmq.Context[zmq.Socket[bytes]], say: Callable[[str], None]
+    options: NodeOptions, manifest: Manifest, context: Context, keys: Keys | None, say: Callable[[str], None]
 ) -> None:
     """A later stage's node: its loop in this thread, its inbox in another."""
     with contextlib.ExitStack() as cleanup:
-        inbox = Inbox(context, options.listen, manifest.stage)
+        inbox = Inbox(context, options.listen, keys)
         cleanup.callback(inbox.abandon)
-        outbox = Outbox(context, options.next)
+        outbox = Outbox(context, options.next, keys)
         cleanup.callback(outbox.close)
         stage, info = _load(options, say)
         inbox.start()
-        StageLoop(stage, info, inbox.arrivals, outbox, lambda: inbox.receiver.refused, say).run()
+        loop = StageLoop(stage, info, inbox.arrivals, outbox, inbox.receiver, say, options.spare)
+        if options.spare:
+            say(f"a spare for stage {info.stage}: waiting until it is needed")
+        Watchdog(loop, options.watchdog, say).start()
+        loop.run()
 
 
 def _run_first(
-    options: NodeOptions, manifest: Manifest, context: zmq.Context[zmq.Socket[bytes]], say: Callable[[str], None]
+    options: NodeOptions,
+    manifest: Manifest,
+    context: Context,
+    keys: Keys | None,
+    stopper: Stopper,
+    say: Callable[[str], None],
 ) -> None:
     """Stage 0's node: the head in this thread, the stage's loop in another."""
     with contextlib.ExitStack() as cleanup:
-        from_ring = RingReceiver(context, options.listen)
+        from_ring = RingReceiver(context, options.listen, keys)
         cleanup.callback(from_ring.close)
-        router = bind(context, zmq.ROUTER, options.clients, MAX_REQUEST)
+        router = bind(context, zmq.ROUTER, options.clients, keys, MAX_REQUEST)
         cleanup.callback(router.close, 200)
         router.router_mandatory = True
         router.sndhwm = CLIENT_QUEUE
         vocabulary = load_vocabulary(options.shard, manifest)
         stage, info = _load(options, say)
-        arrivals: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
-        loop = StageLoop(stage, info, arrivals, Outbox(context, options.next), lambda: from_ring.refused, say)
+        arrivals = Arrivals()
+        loop = StageLoop(stage, info, arrivals, Outbox(context, options.next, keys), from_ring, say)
         worker = threading.Thread(target=_run_loop, args=(loop, torch.get_num_threads()), name="stage", daemon=True)
         worker.start()
         cleanup.callback(arrivals.put, None)
+        Watchdog(loop, options.watchdog, say).start()
         say(f"clients are served at {options.clients}")
-        Head(info, vocabulary, arrivals, from_ring, router, options.limits, say).run()
+        head = Head(info, vocabulary, arrivals, from_ring, router, options.limits, say)
+        stopper.drain = None if options.with_parent else head.finish_streams
+        head.run()
 
 
 def _run_loop(loop: StageLoop, threads: int) -> None:
@@ -157,17 +214,7 @@ def _load(options: NodeOptions, say: Callable[[str], None]) -> tuple[StageModel,
         f"{info.dtype}, {info.shard_bytes / 1e6:.1f} MB, room for {info.kv_tokens} tokens; "
         f"listening on {options.listen}, next {options.next}"
     )
-    for address in {options.listen, options.clients if manifest.is_first else options.listen}:
-        if is_exposed(address):
-            say(f"warning: {address} is open to everyone who can reach this machine; use it on a private network only")
     return stage, info
-
-
-def is_exposed(address: str) -> bool:
-    """Whether an address can be reached from other machines."""
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    return parts.scheme == "tcp" and host != "localhost" and not host.startswith("127.") and host != "::1"
 
 
 def stop_with_parent() -> None:
@@ -176,7 +223,3 @@ def stop_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if parent == 1 or os.getppid() != parent:
         raise Terminated
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated

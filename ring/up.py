@@ -65,7 +65,7 @@ async def serve(ring: LocalRing, clients: str, headless: bool, question: str | N
     if headless:
         talk: asyncio.Task[bool | None] = asyncio.create_task(for_ever())
     elif question is not None:
-        talk = asyncio.create_task(ask(clients, [question], options, False, sys.stdout, console))
+        talk = asyncio.create_task(ask(RingClient(clients), [question], options, False, sys.stdout, console))
     else:
         talk = asyncio.create_task(prompt_loop(clients, options, console))
     while not talk.done():

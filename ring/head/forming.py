@@ -26,7 +26,8 @@ class Formation:
     _next_try: float = 0.0
 
     def hello_due(self, now: float) -> Hello | None:
-        """The Hello to send now, if it is time for one. Repeats carry the same epoch: the first to come round counts."""
+        """The Hello to send now, without its routes, if it is time for one. Repeats carry the same epoch: the first to
+        come round counts."""
         if self.state == "ready" or now < self._next_try:
             return None
         self._next_try = now + RETRY_S
@@ -36,6 +37,9 @@ class Formation:
         """A Hello came round: returns the second lap's, once the first has been right. `state` is `ready` when that
         one is back."""
         if hello.epoch != self.epoch or self.state == "ready":
+            return None
+        if hello.floor > self.epoch:  # this head's clock is behind that of an earlier one
+            self.epoch, self._next_try = hello.floor + 1, 0.0
             return None
         if hello.problem is None and hello.lap == 2:
             self.state, self.detail, self.stages = "ready", "", hello.stages

@@ -5,7 +5,6 @@ One thread, one poll loop, no waiting anywhere else: it never blocks on a client
 
 from __future__ import annotations
 
-import queue
 import secrets
 import time
 from collections import deque
@@ -18,14 +17,16 @@ import zmq
 
 from ring.head.forming import Formation
 from ring.head.laps import LapClock
-from ring.head.scheduler import Busy, Scheduler, TooLong
+from ring.head.scheduler import Busy, Microbatch, Scheduler, TooLong
 from ring.head.sequence import Sequence
+from ring.head.spares import Spares
 from ring.head.streams import Stream
 from ring.head.text import TextStream
 from ring.head.tokenizer import Vocabulary
 from ring.wire import clients
 from ring.wire.clients import (
     Cancel,
+    Drain,
     Event,
     Failed,
     FailureCode,
@@ -35,13 +36,14 @@ from ring.wire.clients import (
     HeadMessage,
     Lap,
     LapRun,
+    Notice,
     StageStatus,
     StageTiming,
     Status,
     Watch,
 )
 from ring.wire.frames import Arrived
-from ring.wire.links import RingReceiver
+from ring.wire.links import Arrivals, RingReceiver
 from ring.wire.messages import (
     PROTOCOL,
     Fault,
@@ -55,20 +57,24 @@ from ring.wire.messages import (
     Sampled,
     Sampling,
     StageInfo,
+    Standby,
 )
 
 PULSE_S = 1.0
 RATE_WINDOW_S = 10.0
-GIVE_UP_S = 60.0
+GRACE_S = 60.0
+"""How long a head that was asked to stop lets its streams finish."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the head accepts: tokens in a microbatch, sequences at once, requests waiting."""
+    """What the head accepts: tokens in a microbatch, sequences at once, requests waiting, and for how many seconds a
+    stream waits for a broken ring to heal."""
 
     token_budget: int = 128
     max_running: int = 64
     max_waiting: int = 256
+    recovery_timeout: float = 60.0
 
 
 class Head:
@@ -88,7 +94,7 @@ class Head:
         self,
         info: StageInfo,
         vocabulary: Vocabulary,
-        to_ring: queue.SimpleQueue[Arrived | None],
+        to_ring: Arrivals,
         from_ring: RingReceiver,
         router: zmq.Socket[bytes],
         limits: Limits,
@@ -106,7 +112,11 @@ class Head:
         self.lap_clock = LapClock([info.clock])
         self.streams: dict[int, Stream] = {}
         self.watchers: dict[bytes, int] = {}
-        self.health: dict[int, Health] = {}
+        self.health: dict[int, tuple[Health, float]] = {}
+        self.spares = Spares()
+        self.draining = False
+        self.stale = 0
+        self._stop_at: float | None = None
         self.finished = self.failed = 0
         self._next_sequence = 1
         self._started = self._broken_at = time.monotonic()
@@ -119,17 +129,18 @@ class Head:
         return Scheduler(stages, kv_tokens, limits.token_budget, limits.max_running, limits.max_waiting)
 
     def run(self) -> None:
-        """The poll loop; ends with the exception of a signal handler."""
+        """The poll loop; ends with the exception of a signal handler, or once `finish_streams` has been called and none is
+        left."""
         poller = zmq.Poller()
         for socket in (self.from_ring.socket, self.from_ring.monitor, self.router):
             poller.register(socket, zmq.POLLIN)
-        while True:
+        while self._stop_at is None or (self.streams and time.monotonic() < self._stop_at):
             self._tick()
             poller.poll(self._patience_ms())
             while arrived := self.from_ring.receive():
                 self.from_the_ring(arrived)
             if self.from_ring.lost_peer():
-                self._broken(self.info.stages - 1, "the last stage is gone")
+                self._broken(self.info.stages - 1)
             self._hear_clients()
             self._dispatch()
 
@@ -141,9 +152,10 @@ class Head:
         now = time.monotonic()
         if self.formation.state != "ready":
             if hello := self.formation.hello_due(now):
+                hello.routes = self.spares.choose(now)
                 self._send(hello)
-            if self.streams and now - self._broken_at > GIVE_UP_S:
-                why = f"the ring has not formed for {GIVE_UP_S:.0f} s: {self.formation.detail}"
+            if self.streams and now - self._broken_at > self.limits.recovery_timeout:
+                why = f"the ring has not formed for {self.limits.recovery_timeout:.0f} s: {self.formation.detail}"
                 for stream in list(self.streams.values()):
                     self._fail(stream, "stage_failed", why)
         elif now >= self._next_pulse:
@@ -162,20 +174,32 @@ class Head:
         message = arrived.message
         if isinstance(message, Hello):
             self._hello(message)
-        elif isinstance(message, LinkDown):
-            self._broken(message.stage, f"stage {message.stage} lost the node before it")
-        elif message.epoch != self.formation.epoch or self.formation.state != "ready":
+        elif isinstance(message, Standby):
+            self._standby(message.info)
+        elif message.epoch != self.formation.epoch or message.sender != self.from_ring.predecessor:
+            self.stale += 1
+        elif self.formation.state != "ready":
             return
+        elif isinstance(message, LinkDown):
+            self._broken(message.stage - 1)
         elif isinstance(message, Sampled):
             self._sampled(message, arrived.received)
         elif isinstance(message, Fault):
             self._fault(message)
         elif isinstance(message, Pulse):
-            self.health = {health.stage: health for health in message.stages}
+            now = time.time()
+            self.health = {health.stage: (health, health.time_ns / 1e9 - now) for health in message.stages}
+
+    def _standby(self, info: StageInfo) -> None:
+        if info.fingerprint != self.info.fingerprint or info.stages != self.info.stages:
+            return
+        if self.spares.announced(info, time.monotonic()):
+            self._announce("info", info.stage, f"a spare for stage {info.stage} waits on {info.host}")
 
     def _hello(self, hello: Hello) -> None:
         before = (self.formation.state, self.formation.detail)
         if second := self.formation.returned(hello):
+            self.from_ring.predecessor = second.stages[-1].incarnation
             self._send(second)
         state, detail = self.formation.state, self.formation.detail
         if (state, detail) == before:
@@ -190,26 +214,39 @@ class Head:
         capacity = min(stage.kv_tokens for stage in stages)
         self.scheduler.stages, self.scheduler.kv_tokens = len(stages), capacity
         self.lap_clock = LapClock([self.info.clock, *(stage.clock for stage in stages)])
+        self.spares.formed()
         for stream in self.streams.values():
             stream.stages = stream.stages or [StageTiming(k) for k in range(len(stages))]
         self._next_pulse = 0.0
         hosts = " -> ".join(f"{s.stage}:{s.host}" for s in stages)
         self._announce("info", -1, f"the ring has formed: {len(stages)} stages ({hosts}), {capacity} tokens of KV cache")
+        self._notify("the ring has formed again; going on")
 
-    def _broken(self, stage: int, detail: str) -> None:
+    def _broken(self, lost: int) -> None:
         """A node is gone. What was in flight is lost; every live sequence will be replayed when the ring has re-formed."""
         if self.formation.state != "ready":
             return
+        info = self.formation.stages[lost]
+        detail = f"stage {lost} ({info.host}, layers {info.first_layer}-{info.end_layer - 1}) is gone or cut off"
         self.formation.broken(detail)
         self._broken_at = time.monotonic()
+        self.spares.lost(lost, self._broken_at)
         self._dispatched.clear()
         self.scheduler.rewind()
         self.health = {}
-        self._announce("warning", stage, f"{detail}; {len(self.streams)} streams wait for it to return")
+        self._announce("warning", lost, f"{detail}; {len(self.streams)} streams wait for it to return")
+        self._notify(f"{detail}; waiting for it to return")
+
+    def _notify(self, message: str) -> None:
+        """Tell every running stream's client."""
+        for stream in list(self.streams.values()):
+            if not self._reply(stream.client, Notice(stream.request, message)):
+                self._drop(stream)
 
     def _sampled(self, message: Sampled, returned: int) -> None:
         microbatch = self.scheduler.in_flight.get(message.microbatch)
-        if microbatch is None:
+        if microbatch is None or not self._fits(message, microbatch):
+            self.stale += 1
             return
         started = self._dispatched.pop(message.microbatch)
         duration, hops = self.lap_clock.measure(started, message.hops, returned)
@@ -229,6 +266,13 @@ class Head:
         for client, request in list(self.watchers.items()):
             lap = Lap(request, message.microbatch, message.epoch, started, duration, hops, runs)
             self._reply(client, lap)
+
+    def _fits(self, message: Sampled, microbatch: Microbatch) -> bool:
+        """Whether an answer is one that this ring could give: a token for each sampled run, a hop for each stage."""
+        wanted = sum(run.sampling is not None for _, run in microbatch.parts)
+        stages = [hop.stage for hop in message.hops]
+        known = all(token < self.vocabulary.size for token in message.tokens)
+        return known and len(message.tokens) == wanted and stages == list(range(len(self.formation.stages)))
 
     def _fault(self, fault: Fault) -> None:
         if fault.microbatch not in self.scheduler.in_flight:
@@ -289,21 +333,40 @@ class Head:
                     self._finish(stream, "cancelled")
         elif isinstance(message, GetStatus):
             self._reply(client, self.status(message.request))
+        elif isinstance(message, Drain):
+            self.drain(message.on)
+            self._reply(client, self.status(message.request))
         elif isinstance(message, Watch):
             if message.on:
                 self.watchers[client] = message.request
             else:
                 self.watchers.pop(client, None)
 
+    def drain(self, on: bool) -> None:
+        """Take no more requests, or take them again."""
+        if on != self.draining:
+            self.draining = on
+            self._announce("info", -1, f"draining: {len(self.streams)} streams to finish" if on else "no longer draining")
+
+    def finish_streams(self) -> bool:
+        """Stop as soon as no stream is left, or after a grace period; returns whether there is any to wait for."""
+        self.drain(True)
+        self._stop_at = time.monotonic() + GRACE_S
+        return bool(self.streams)
+
     def _generate(self, client: bytes, message: Generate) -> None:
         def refuse(code: FailureCode, why: str) -> None:
             self.failed += 1
             self._reply(client, Failed(message.request, code, why))
 
+        if self.draining and not message.generated:
+            return refuse("draining", "the ring is being drained and takes no new requests")
         try:
             prompt = self.vocabulary.prompt_ids(message.prompt, message.token_ids)
         except ValueError as error:
             return refuse("bad_request", str(error))
+        if max(message.generated, default=0) >= self.vocabulary.size or len(message.generated) > message.max_tokens:
+            return refuse("bad_request", "these generated tokens cannot be this request's")
         room = self.vocabulary.context - len(prompt)
         if room < 1:
             limit = self.vocabulary.context
@@ -312,6 +375,13 @@ class Head:
         sampling = Sampling(message.temperature, message.top_p, message.top_k, seed)
         sequence = Sequence(self._next_sequence, prompt, min(message.max_tokens, room), sampling)
         text = TextStream(self.vocabulary.tokenizer, prompt, message.stop)
+        eos = frozenset() if message.ignore_eos else self.vocabulary.eos
+        timings = [StageTiming(stage) for stage in range(len(self.formation.stages))]
+        stream = Stream(client, message.request, sequence, text, eos, timings)
+        if ended := stream.resume(message.generated):
+            self.finished += 1
+            self._reply(client, stream.finish(ended))
+            return
         try:
             self.scheduler.add(sequence)
         except Busy as error:
@@ -319,9 +389,7 @@ class Head:
         except TooLong as error:
             return refuse("too_long", f"{error}; ask for fewer tokens or give the nodes more --kv-memory")
         self._next_sequence += 1
-        eos = frozenset() if message.ignore_eos else self.vocabulary.eos
-        timings = [StageTiming(stage) for stage in range(len(self.formation.stages))]
-        self.streams[sequence.number] = Stream(client, message.request, sequence, text, eos, timings)
+        self.streams[sequence.number] = stream
 
     def _finish(self, stream: Stream, reason: FinishReason) -> None:
         self._forget(stream)
@@ -373,8 +441,9 @@ class Head:
         span = min(RATE_WINDOW_S, now - self._started)
         stages = []
         for info in self.formation.stages:
-            health = self.health.get(info.stage, Health(info.stage, 0, 0, 0))
-            stages.append(StageStatus(info, health.resident_bytes, health.kv_used, health.refused))
+            health, clock = self.health.get(info.stage, (Health(info.stage, 0, 0, 0, 0, 0), 0.0))
+            figures = (health.resident_bytes, health.available_bytes, health.kv_used, health.refused)
+            stages.append(StageStatus(info, *figures, clock))
         return Status(
             request=request,
             protocol=PROTOCOL,
@@ -394,4 +463,7 @@ class Head:
             finished=self.finished,
             failed=self.failed,
             uptime_s=now - self._started,
+            draining=self.draining,
+            spares=[stage for stage in range(self.info.stages) if self.spares.alive(stage, now)],
+            stale=self.stale,
         )

@@ -26,6 +26,17 @@ class Stream:
     first_token: float | None = None
     last_token: float | None = None
 
+    def resume(self, generated: list[int]) -> FinishReason | None:
+        """Take tokens that the client has already; returns why the stream ended with them, if it did."""
+        reason: FinishReason | None = None
+        for token in generated:
+            if reason is None:
+                self.sequence.generated.append(token)
+                _, reason = self.push(token)
+        self.sequence.replay()
+        self.first_token = self.last_token = None
+        return reason
+
     def push(self, token: int) -> tuple[Tokens, FinishReason | None]:
         """Take a token that came round; returns what the client is told, and why the stream ends if it does."""
         self.last_token = time.monotonic()

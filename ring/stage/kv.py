@@ -25,6 +25,7 @@ class Slot:
     def __init__(self, layers: int, reserve: int) -> None:
         self.reserve = reserve
         self.length = 0
+        self.given_up = False  # after a fault: any run is taken, and its result is of no worth
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
 
@@ -68,12 +69,15 @@ class KVCache(Cache):
             slot = self.slots.get(run.slot)
             if run.start + run.count > run.reserve:
                 raise RunError(f"slot {run.slot}: positions up to {run.start + run.count} but a reserve of {run.reserve}")
+            if run.start and slot is not None and slot.given_up:
+                continue
             if run.start and (slot is None or run.start > slot.length or run.start + run.count > slot.reserve):
                 raise RunError(f"slot {run.slot}: a run at {run.start} does not follow what is cached")
         for run in runs:
             if run.start == 0:
                 self.slots[run.slot] = Slot(self.layer_count, run.reserve)
         self.packed = [(self.slots[run.slot], run) for run in runs]
+        self._masks.clear()  # those of a forward pass that failed
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -87,8 +91,10 @@ class KVCache(Cache):
         for slot, run in self.packed:
             keys, values = slot.keys[layer], slot.values[layer]
             if keys is None or values is None:
-                keys = slot.keys[layer] = key_states.new_empty(key_states.shape[1], slot.reserve, key_states.shape[3])
-                values = value_states.new_empty(value_states.shape[1], slot.reserve, value_states.shape[3])
+                # Zeros where a gap will stay: what was in memory before might be NaN, which fails a whole microbatch.
+                make = Tensor.new_zeros if slot.given_up else Tensor.new_empty
+                keys = slot.keys[layer] = make(key_states, (key_states.shape[1], slot.reserve, key_states.shape[3]))
+                values = make(value_states, (value_states.shape[1], slot.reserve, value_states.shape[3]))
                 slot.values[layer] = values
             keys[:, run.start : run.start + run.count] = key_states[0, :, offset : offset + run.count]
             values[:, run.start : run.start + run.count] = value_states[0, :, offset : offset + run.count]
@@ -118,6 +124,12 @@ class KVCache(Cache):
             slot.length = run.start + run.count
         self.packed = []
         self._masks.clear()
+
+    def give_up(self, runs: list[Run]) -> None:
+        """These runs failed: until their slots are released or opened anew, further runs of them pass without a check."""
+        for run in runs:
+            slot = self.slots[run.slot] = Slot(self.layer_count, run.reserve)
+            slot.given_up = True
 
     def release(self, slots: list[int]) -> None:
         """Free these slots; unknown ones are ignored, as a Release may come twice."""

@@ -24,7 +24,11 @@ Severity = Literal["info", "warning", "error"]
 
 
 class Generate(msgspec.Struct, tag="generate", forbid_unknown_fields=True):
-    """Continue a prompt, given as text or as token ids. `seed` None picks one at random."""
+    """Continue a prompt, given as text or as token ids. `seed` None picks one at random.
+
+    `generated` are the tokens that the client has already, from a head that is gone: the answer goes on after them as if
+    nothing had happened. They count towards `max_tokens`, and are not sent again.
+    """
 
     request: Request
     prompt: str | None = None
@@ -36,6 +40,7 @@ class Generate(msgspec.Struct, tag="generate", forbid_unknown_fields=True):
     seed: Number | None = None
     stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1000)]], Meta(max_length=16)] = []
     ignore_eos: bool = False
+    generated: TokenIds = []
 
 
 class Cancel(msgspec.Struct, tag="cancel", forbid_unknown_fields=True):
@@ -51,6 +56,14 @@ class GetStatus(msgspec.Struct, tag="get_status", forbid_unknown_fields=True):
     protocol: int = PROTOCOL
 
 
+class Drain(msgspec.Struct, tag="drain", forbid_unknown_fields=True):
+    """Take no more requests, and let those that are there finish; or, with `on` false, take them again. Answered by a
+    Status."""
+
+    request: Request
+    on: bool = True
+
+
 class Watch(msgspec.Struct, tag="watch", forbid_unknown_fields=True):
     """From now on, or no longer, send a Lap for every finished microbatch and an Event for whatever happens."""
 
@@ -58,7 +71,7 @@ class Watch(msgspec.Struct, tag="watch", forbid_unknown_fields=True):
     on: bool = True
 
 
-ClientMessage = Generate | Cancel | GetStatus | Watch
+ClientMessage = Generate | Cancel | GetStatus | Drain | Watch
 
 
 class StageTiming(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,6 +126,13 @@ class Finished(msgspec.Struct, tag="finished", forbid_unknown_fields=True):
     timings: Timings
 
 
+class Notice(msgspec.Struct, tag="notice", forbid_unknown_fields=True):
+    """A generation pauses, or goes on again: what has happened to the ring, in one sentence."""
+
+    request: int
+    message: str
+
+
 class Failed(msgspec.Struct, tag="failed", forbid_unknown_fields=True):
     """A request that could not be done; `message` is one sentence."""
 
@@ -122,19 +142,23 @@ class Failed(msgspec.Struct, tag="failed", forbid_unknown_fields=True):
 
 
 class StageStatus(msgspec.Struct, forbid_unknown_fields=True):
-    """A stage as the head knows it, with what its last pulse said."""
+    """A stage as the head knows it, with what its last pulse said. `clock_s` is how far its wall clock is ahead of the
+    head's, within half a lap."""
 
     info: StageInfo
     resident_bytes: int = 0
+    available_bytes: int = 0
     kv_used: int = 0
     refused: int = 0
+    clock_s: float = 0.0
 
 
 class Status(msgspec.Struct, tag="status", forbid_unknown_fields=True):
     """The ring at this moment.
 
-    `state` is `forming` (`detail` says what for), `mismatch` (`detail` names the node) or `ready`. KV figures are
-    tokens on the smallest stage; `tokens_per_s` counts new tokens over the last ten seconds.
+    `state` is `forming` (`detail` says what for), `mismatch` (`detail` names the node) or `ready`. `spares` names the
+    stages that have a spare waiting. `stale` counts messages that came from an older ring or another node. KV figures
+    are tokens on the smallest stage; `tokens_per_s` counts new tokens over the last ten seconds.
     """
 
     request: int
@@ -155,6 +179,9 @@ class Status(msgspec.Struct, tag="status", forbid_unknown_fields=True):
     finished: int
     failed: int
     uptime_s: float
+    draining: bool = False
+    spares: list[int] = []
+    stale: int = 0
 
 
 class LapHop(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -203,7 +230,7 @@ class Event(msgspec.Struct, tag="event", forbid_unknown_fields=True):
     message: str
 
 
-HeadMessage = Tokens | Finished | Failed | Status | Lap | Event
+HeadMessage = Tokens | Finished | Failed | Notice | Status | Lap | Event
 
 encoder = msgspec.msgpack.Encoder()
 client_decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)

@@ -12,26 +12,62 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from ring.wire.frames import Arrived, Buffer, WireError, decode
-from ring.wire.messages import LinkDown
+from ring.wire.keys import Keys
+from ring.wire.messages import Hello
 from ring.wire.sockets import AddressError, bind, configure
 
 log = logging.getLogger("ring")
 
-QUEUE_LIMIT = 256
+QUEUE_LIMIT = 32
+"""Messages that may wait on a link. In flight are a few microbatches and now and then a short message, so it is never
+reached while the next node takes what it is sent; when it does not, the sender waits."""
+
+
+class LinkLost:
+    """In place of a message: the predecessor's connection has ended."""
+
+
+class Arrivals:
+    """What a stage has yet to handle, in order. `newest` is the highest epoch that a Hello among it has had, so that the
+    stage, while it waits to send something older, knows to give up. None ends the loop."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Arrived | LinkLost | None] = queue.SimpleQueue()
+        self.newest = -1
+
+    def put(self, arrived: Arrived | LinkLost | None) -> None:
+        """Add one; from any thread."""
+        if isinstance(arrived, Arrived) and isinstance(arrived.message, Hello):
+            self.newest = max(self.newest, arrived.message.epoch)
+        self._queue.put(arrived)
+
+    def get(self, timeout: float | None = None) -> Arrived | LinkLost | None:
+        """The next, waiting for it.
+
+        Raises:
+            queue.Empty: none came within `timeout` seconds.
+        """
+        return self._queue.get(timeout=timeout)
+
+    def empty(self) -> bool:
+        """Whether none is waiting."""
+        return self._queue.empty()
 
 
 class RingReceiver:
     """The PULL socket at which a node's predecessor delivers, and what it thinks of arrivals.
 
-    Bytes that are no message are counted in `refused` and dropped. Use from one thread.
+    Bytes that are no message are counted in `refused` and dropped. `predecessor` is the incarnation of the node whose
+    connection is watched: others may come and go, which means nothing. Use from one thread, that attribute aside.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
-        self.socket = bind(context, zmq.PULL, address)
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keys | None) -> None:
+        self.socket = bind(context, zmq.PULL, address, keys)
         self.socket.rcvhwm = QUEUE_LIMIT
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.refused = 0
-        self._predecessor = -1  # the connection that ring messages come by; a stranger's coming and going means nothing
+        self.predecessor = 0
+        self._connection = -1
 
     def receive(self) -> Arrived | None:
         """The next message that is waiting, or None."""
@@ -43,7 +79,8 @@ class RingReceiver:
             received = time.monotonic_ns()
             try:
                 arrived = decode([frame.buffer for frame in frames], received)
-                self._predecessor = int(frames[0].get(zmq.SRCFD))
+                if arrived.message.sender == self.predecessor:
+                    self._connection = int(frames[0].get(zmq.SRCFD))
                 return arrived
             except WireError as error:
                 self.refused += 1
@@ -51,11 +88,11 @@ class RingReceiver:
                     log.warning("refused %d message(s) that are not this ring's: %s", self.refused, error)
 
     def lost_peer(self) -> bool:
-        """Whether the connection by which ring messages came has ended since the last call."""
+        """Whether the predecessor's connection has ended since the last call."""
         lost = False
         while self.monitor.poll(0):
-            if recv_monitor_message(self.monitor)["value"] == self._predecessor:
-                self._predecessor, lost = -1, True
+            if recv_monitor_message(self.monitor)["value"] == self._connection:
+                self._connection, lost = -1, True
         return lost
 
     def close(self) -> None:
@@ -70,11 +107,10 @@ class Inbox(threading.Thread):
     Ends when the context is terminated.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, stage: int) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keys | None) -> None:
         super().__init__(name="inbox", daemon=True)
-        self.receiver = RingReceiver(context, address)
-        self.stage = stage
-        self.arrivals: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
+        self.receiver = RingReceiver(context, address, keys)
+        self.arrivals = Arrivals()
 
     def run(self) -> None:
         """Move messages from the socket to `arrivals`, and say when the predecessor is lost."""
@@ -87,7 +123,7 @@ class Inbox(threading.Thread):
                 while arrived := self.receiver.receive():
                     self.arrivals.put(arrived)
                 if self.receiver.lost_peer():
-                    self.arrivals.put(Arrived(LinkDown(epoch=0, stage=self.stage), None, time.monotonic_ns(), 0))
+                    self.arrivals.put(LinkLost())
         except zmq.ContextTerminated:
             self.receiver.close()
 
@@ -98,21 +134,40 @@ class Inbox(threading.Thread):
 
 
 class Outbox:
-    """The PUSH socket to the next node. Nothing is queued for a peer that is not there. Use from one thread."""
+    """The PUSH socket to the next node. Nothing is queued for a peer that is not there. Use from one thread.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    Raises:
+        AddressError: an address that nothing can be sent to.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: Keys | None) -> None:
+        self.context = context
+        self.keys = keys
         self.address = address
-        self.socket = context.socket(zmq.PUSH)
-        configure(self.socket)
-        self.socket.immediate = True
-        self.socket.reconnect_ivl = 100
-        self.socket.reconnect_ivl_max = 1000
-        self.socket.sndhwm = QUEUE_LIMIT
+        self.socket = self._connect()
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self.context.socket(zmq.PUSH)
+        configure(socket)
+        if self.keys is not None:
+            self.keys.connect(socket)
+        socket.immediate = True
+        socket.reconnect_ivl = 50
+        socket.reconnect_ivl_max = 500
+        socket.sndhwm = QUEUE_LIMIT
         try:
-            self.socket.connect(address)
+            socket.connect(self.address)
         except zmq.ZMQError as error:
+            socket.close(0)
+            raise AddressError(f"cannot send to {self.address}: {error.strerror or error}") from None
+        return socket
+
+    def point_to(self, address: str) -> None:
+        """From now on send there; what the former peer has not taken yet is forgotten."""
+        if address != self.address:
             self.socket.close(0)
-            raise AddressError(f"cannot send to {address}: {error.strerror or error}") from None
+            self.address = address
+            self.socket = self._connect()
 
     def wait(self, milliseconds: int) -> bool:
         """Whether the next node can take a message within that time."""

@@ -2,6 +2,8 @@
 
 A message is one msgpack header (a tagged union of the structs below, decoded strictly) and, for `Forward`, one raw
 tensor frame that the header describes. All of them go the same way round: head -> stage 0 -> ... -> last stage -> head.
+Each carries the `epoch` of the ring, which rises whenever the ring was broken and healed, and its `sender`, the
+incarnation of the node that sent it last: what comes from an older ring or another node is dropped and counted.
 What clients and the head say to each other is in `clients.py`.
 """
 
@@ -12,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of everything in this package. Nodes and clients of another version are refused by name."""
 
 MAX_RUNS = 1024
@@ -67,7 +69,8 @@ class Hop(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class StageInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a node says of itself in the Hello lap.
 
-    `clock` names the clock that its hops are measured on (same value: same clock). `kv_tokens` is how many tokens of
+    `incarnation` is another number each time the program starts. `clock` names the clock that its hops are measured on
+    (same value: same clock). `kv_tokens` is how many tokens of
     KV cache it can hold, `kv_token_bytes` what one costs there.
     """
 
@@ -80,6 +83,7 @@ class StageInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Text
     host: Text
     pid: Count
+    incarnation: Number
     clock: Text
     version: Text
     listen: Text
@@ -90,17 +94,24 @@ class StageInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Health(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """What changes on a node: resident memory in bytes, KV tokens in use, messages that it refused since it started."""
+    """What changes on a node: resident and available memory in bytes, KV tokens in use, messages that it refused since it
+    started, and its wall clock in nanoseconds since 1970."""
 
     stage: Count
     resident_bytes: Number
+    available_bytes: Number
     kv_used: Number
     refused: Number
+    time_ns: Number
 
 
 class Hello(msgspec.Struct, tag="hello", forbid_unknown_fields=True):
     """Forms the ring. On lap 1 every node checks the message against its shard, adds itself and sends it on; a node that
-    sees a mismatch puts it into `problem` and sends that on instead. On lap 2 `stages` is complete: the ring has formed."""
+    sees a mismatch puts it into `problem` and sends that on instead. On lap 2 `stages` is complete: the ring has formed.
+
+    `routes` says where a stage is found that is not where its predecessor's `--next` says: a spare in its place.
+    `floor` becomes the highest epoch that any node has seen, so that a head whose clock went back can pass it.
+    """
 
     protocol: int
     epoch: Number
@@ -108,6 +119,9 @@ class Hello(msgspec.Struct, tag="hello", forbid_unknown_fields=True):
     lap: Literal[1, 2] = 1
     stages: Annotated[list[StageInfo], Meta(max_length=1024)] = []
     problem: Text | None = None
+    floor: Number = 0
+    routes: Annotated[dict[Count, Text], Meta(max_length=1024)] = {}
+    sender: Number = 0
 
 
 class Forward(msgspec.Struct, tag="forward", forbid_unknown_fields=True):
@@ -123,6 +137,7 @@ class Forward(msgspec.Struct, tag="forward", forbid_unknown_fields=True):
     dtype: Literal["int64", "float32", "bfloat16", "float16"]
     shape: Annotated[list[Annotated[int, Meta(ge=1, le=MAX_TOKENS)]], Meta(min_length=1, max_length=2)]
     hops: Annotated[list[Hop], Meta(max_length=1024)] = []
+    sender: Number = 0
 
 
 class Sampled(msgspec.Struct, tag="sampled", forbid_unknown_fields=True):
@@ -132,15 +147,22 @@ class Sampled(msgspec.Struct, tag="sampled", forbid_unknown_fields=True):
     microbatch: Number
     tokens: Annotated[list[Count], Meta(max_length=MAX_RUNS)]
     hops: Annotated[list[Hop], Meta(max_length=1024)]
+    sender: Number = 0
 
 
 class Fault(msgspec.Struct, tag="fault", forbid_unknown_fields=True):
-    """A stage could not compute this microbatch; its sequences end with `cause`."""
+    """A stage could not compute this microbatch; its sequences end with `cause`.
+
+    Later runs of theirs may be on their way already, among those of others. So every stage from there on gives up the
+    slots of `runs`: it takes such a run as it comes and computes nothing of worth from it.
+    """
 
     epoch: Number
     microbatch: Number
     stage: Count
     cause: Text
+    runs: Annotated[list[Run], Meta(max_length=MAX_RUNS)]
+    sender: Number = 0
 
 
 class Release(msgspec.Struct, tag="release", forbid_unknown_fields=True):
@@ -148,6 +170,7 @@ class Release(msgspec.Struct, tag="release", forbid_unknown_fields=True):
 
     epoch: Number
     slots: Annotated[list[Count], Meta(max_length=MAX_RUNS)]
+    sender: Number = 0
 
 
 class Pulse(msgspec.Struct, tag="pulse", forbid_unknown_fields=True):
@@ -155,6 +178,7 @@ class Pulse(msgspec.Struct, tag="pulse", forbid_unknown_fields=True):
 
     epoch: Number
     stages: Annotated[list[Health], Meta(max_length=1024)] = []
+    sender: Number = 0
 
 
 class LinkDown(msgspec.Struct, tag="link_down", forbid_unknown_fields=True):
@@ -162,6 +186,14 @@ class LinkDown(msgspec.Struct, tag="link_down", forbid_unknown_fields=True):
 
     epoch: Number
     stage: Count
+    sender: Number = 0
 
 
-RingMessage = Hello | Forward | Sampled | Fault | Release | Pulse | LinkDown
+class Standby(msgspec.Struct, tag="standby", forbid_unknown_fields=True):
+    """A spare says that it is there, once a second, to the node after the stage that it backs; goes on to the head."""
+
+    info: StageInfo
+    sender: Number = 0
+
+
+RingMessage = Hello | Forward | Sampled | Fault | Release | Pulse | LinkDown | Standby

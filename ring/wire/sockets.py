@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import zmq
 
-HEARTBEAT_MS = 1000
-HEARTBEAT_TIMEOUT_MS = 5000
+from ring.wire.keys import Keys
+
+HEARTBEAT_MS = 300
+HEARTBEAT_TIMEOUT_MS = 1200
+"""A machine that vanishes, or whose process is stopped, is noticed after this; one that computes answers all the same, as
+libzmq does that in a thread of its own."""
 MAX_FRAME = 1 << 30
 
 
@@ -15,8 +20,10 @@ class AddressError(ValueError):
     """An address that cannot be used; the message is one sentence."""
 
 
-def bind(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, max_frame: int = MAX_FRAME) -> zmq.Socket[bytes]:
-    """A bound socket with heartbeats and a limit on the size of what it takes.
+def bind(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, keys: Keys | None = None, max_frame: int = MAX_FRAME
+) -> zmq.Socket[bytes]:
+    """A bound socket with heartbeats and a limit on the size of what it takes; with `keys`, for those on their list only.
 
     Raises:
         AddressError: malformed, in use, or not an address of this machine.
@@ -24,6 +31,8 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, max_f
     socket = context.socket(kind)
     configure(socket)
     socket.maxmsgsize = max_frame
+    if keys is not None:
+        keys.serve(socket)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
@@ -39,3 +48,10 @@ def configure(socket: zmq.Socket[Any]) -> None:
     socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
     socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
     socket.tcp_keepalive = 1
+
+
+def is_exposed(address: str) -> bool:
+    """Whether an address can be reached from other machines."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    return parts.scheme == "tcp" and host != "localhost" and not host.startswith("127.") and host != "::1"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from ring.client import RingClient
+from ring.client import RingClient, SyncRingClient
 from tests.e2e.harness import NodeRing
 from tests.models import MODELS, generate, make_checkpoint, ragged_prompts
 from weights_tools.split import split
@@ -53,3 +53,19 @@ def test_gpt2_small_at_its_real_shape(tmp_path: Path) -> None:
     split(str(tmp_path / "checkpoint"), tmp_path / "shards", stages=2)
     with NodeRing(tmp_path / "shards", 2) as ring:
         assert asyncio.run(ask_all(ring.clients, prompts, 12)) == expected
+
+
+def test_the_end_of_sequence_token_ends_it_unless_ignored(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "endless")
+    prompt = PROMPTS[3]
+    (endless,) = generate(tmp_path / "endless", [prompt], NEW_TOKENS)
+    end = endless[10]
+    make_checkpoint(tmp_path / "checkpoint", eos_token_id=end)
+    (expected,) = generate(tmp_path / "checkpoint", [prompt], NEW_TOKENS)
+    assert expected == endless[: endless.index(end) + 1]
+    split(str(tmp_path / "checkpoint"), tmp_path / "shards", stages=2)
+    with NodeRing(tmp_path / "shards", 2) as ring, SyncRingClient(ring.clients) as client:
+        answer = client.complete(token_ids=prompt, max_tokens=NEW_TOKENS)
+        assert (answer.token_ids, answer.finish_reason) == (expected, "stop")
+        answer = client.complete(token_ids=prompt, max_tokens=NEW_TOKENS, ignore_eos=True)
+        assert (answer.token_ids, answer.finish_reason) == (endless, "length")

@@ -89,7 +89,8 @@ def test_stopping_is_clean_at_every_moment(llama: Path, number: signal.Signals, 
         ring.start(0)
         ring.start(1)
         if moment == "waiting":
-            asyncio.run(wait_for_line(ring, 1, "is ready"))
+            for stage in (0, 1):
+                asyncio.run(wait_for_line(ring, stage, "is ready"))
         else:
             ring.start(2)
             asyncio.run(ring.wait_for("ready"))

@@ -55,18 +55,6 @@ def test_a_stop_string_ends_the_text_before_it(ring: NodeRing, expected: tuple[s
     assert answer.text == text[: text.index(stop)]
 
 
-def test_the_end_of_sequence_token_ends_it_unless_ignored(ring: NodeRing) -> None:
-    with SyncRingClient(ring.clients) as client:
-        # At a temperature this high every token is drawn sooner or later, the end among them.
-        options = {"max_tokens": 900, "temperature": 100.0}
-        asked = [client.complete("x", seed=seed, **options) for seed in range(6)]
-        ended = next(answer for answer in asked if answer.finish_reason == "stop")
-        assert 0 < len(ended.token_ids) < 900
-        longer = client.complete("x", seed=ended.seed, ignore_eos=True, **options)
-    assert longer.finish_reason == "length"
-    assert longer.token_ids[: len(ended.token_ids)] == ended.token_ids
-
-
 def test_ask_streams_several_prompts_and_ends_with_the_table(ring: NodeRing, expected: tuple[str, list[int]]) -> None:
     done = command("ask", PROMPT, "import os", "--head", ring.clients, "--max-tokens", "40")
     assert done.returncode == 0, done.stderr

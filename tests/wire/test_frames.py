@@ -31,7 +31,7 @@ def test_a_forward_comes_back_as_it_was(dtype: torch.dtype) -> None:
         Hello(1, 5, "f" * 32),
         Sampled(1, 2, [3, 4], [Hop(0, 1, 2, 3, 4, 5)]),
         Release(1, [4, 5]),
-        Fault(1, 2, 0, "out of memory"),
+        Fault(1, 2, 0, "out of memory", [Run(0, 0, 2, 8)]),
         Pulse(1),
     ],
 )
