@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ RESTARTS = 3
 WITHIN_S = 60.0
 """A node that ends more often than that within so many seconds is not started again."""
 STOP_PATIENCE_S = 5.0
+PORTS = (20_000, 32_000)
 
 
 class LaunchError(ValueError):
@@ -130,11 +132,19 @@ def describe_exit(code: int) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Free TCP ports on loopback."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Free TCP ports on loopback, below those that the kernel gives to outgoing connections: a node that is started again
+    must find its port as it left it."""
+    sockets: list[socket.socket] = []
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
+        for port in random.sample(range(*PORTS), PORTS[1] - PORTS[0]):
+            if len(sockets) == count:
+                break
+            one = socket.socket()
+            sockets.append(one)
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                sockets.pop().close()
         return [one.getsockname()[1] for one in sockets]
     finally:
         for one in sockets:

@@ -18,14 +18,20 @@ START_TIMEOUT_S = 120.0
 
 
 class NodeRing:
-    """The nodes of a ring, as a user would start them by hand. `clients` is the head's address."""
+    """The nodes of a ring, as a user would start them by hand. `clients` is the head's address, `next` another way to the
+    next node than the straight one, `common` what every node is given, `keys` what a client needs."""
 
     spawn: type[Node | ColdNode] = Node
 
-    def __init__(self, shards: Path, stages: int, *options: str) -> None:
+    def __init__(
+        self, shards: Path, stages: int, *options: str, common: tuple[str, ...] = (), keys: Path | None = None
+    ) -> None:
         self.shards = shards
         self.stages = stages
         self.options = options
+        self.common = common
+        self.keys = keys
+        self.next: dict[int, str] = {}
         *self.ports, client_port = free_ports(stages + 1)
         self.clients = f"tcp://127.0.0.1:{client_port}"
         self.nodes: dict[int, Node | ColdNode] = {}
@@ -41,11 +47,25 @@ class NodeRing:
         self.nodes[stage] = self.spawn(self.command(stage, shard, next_stage), self.logs / f"stage-{stage}.log")
         return self.nodes[stage]
 
+    def start_spare(self, stage: int) -> Node | ColdNode:
+        """Start a spare beside a stage; it is kept as node `100 + stage`."""
+        command = [
+            "node",
+            str(self.shards / f"stage-{stage}"),
+            "--spare",
+            "--next",
+            self.next.get(stage, self.address(stage + 1)),
+        ]
+        command += ["--listen", f"tcp://127.0.0.1:{free_ports(1)[0]}", "--threads", "1", "--kv-memory", "256M", *self.common]
+        self.nodes[100 + stage] = self.spawn(command, self.logs / f"stage-{100 + stage}.log")
+        return self.nodes[100 + stage]
+
     def command(self, stage: int, shard: Path | None = None, next_stage: int | None = None) -> list[str]:
         """The arguments of `ring` that start a node."""
         command = ["node", str(shard or self.shards / f"stage-{stage}")]
-        command += ["--listen", self.address(stage), "--next", self.address(stage + 1 if next_stage is None else next_stage)]
-        command += ["--threads", "1", "--kv-memory", "256M", *(self.options if stage == 0 else ())]
+        following = self.next.get(stage, self.address(stage + 1)) if next_stage is None else self.address(next_stage)
+        command += ["--listen", self.address(stage), "--next", following, "--threads", "1", "--kv-memory", "256M"]
+        command += [*self.common, *(self.options if stage == 0 else ())]
         return command + (["--clients", self.clients] if stage == 0 else [])
 
     def log(self, stage: int) -> str:
@@ -70,7 +90,7 @@ class NodeRing:
                 if node.poll() is not None:
                     raise AssertionError(f"stage {stage} ended with {node.poll()}\n{self.all_logs()}")
             try:
-                async with RingClient(self.clients, timeout=0.5) as client:
+                async with RingClient(self.clients, timeout=0.5, keys=self.keys) as client:
                     while time.monotonic() < deadline:
                         status = await client.status()
                         if status.state == state:

@@ -11,8 +11,8 @@ def info(stage: int, stages: int = 3, fingerprint: str = "model", first: int | N
     first = stage * 2 if first is None else first
     return StageInfo(
         stage=stage, stages=stages, first_layer=first, end_layer=first + 2, layers=stages * 2, fingerprint=fingerprint,
-        dtype="float32", host=f"host{stage}", pid=1, incarnation=stage + 7, clock="c", version="0", listen=f"tcp://{stage}", shard_bytes=1,
-        kv_tokens=100 + stage, kv_token_bytes=1, threads=1,
+        dtype="float32", host=f"host{stage}", pid=1, incarnation=stage + 7, clock="c", version="0", listen=f"tcp://{stage}",
+        shard_bytes=1, kv_tokens=100 + stage, kv_token_bytes=1, threads=1,
     )  # fmt: skip
 
 
