@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ring import keyring
+from ring.sentences import errors, sentences
 from weights_tools.cli import add_commands
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ app = typer.Typer(
     Cut a checkpoint with [bold]ring split[/bold], start [bold]ring node[/bold] on every machine, ask with
     [bold]ring ask[/bold]; or try it all on this machine with [bold]ring up[/bold].""",
 )
-errors = Console(stderr=True, highlight=False)
-
 DEFAULT_HEAD = "tcp://127.0.0.1:5555"
 KeysOption = Annotated[
     Path | None,
@@ -51,35 +48,6 @@ def prove(config: PreTrainedConfig) -> None:
 
 add_commands(app, prove)
 app.add_typer(keyring.app, name="keys")
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """Turn what a user can cause into one sentence and exit code 1. Anything else is a bug and keeps its traceback."""
-    from ring.client import RingError
-
-    try:
-        yield
-    except* (RingError, ValueError) as group:  # the errors that a user can meet are ValueErrors with a sentence
-        for error in leaves(group):
-            if isinstance(error, ValueError) and type(error).__module__ == "builtins":
-                raise error from None
-        fail(str(next(leaves(group))))
-
-
-def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    """The single exceptions of a group."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error
-
-
-def fail(sentence: str) -> NoReturn:
-    """One sentence to standard error, exit code 1."""
-    errors.print(f"[red]error:[/red] {sentence}", soft_wrap=True)
-    raise typer.Exit(1)
 
 
 def parse_bytes(text: str) -> int:

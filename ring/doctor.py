@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -109,7 +110,8 @@ async def about_next(address: str, keys: Keys | None) -> Finding:
     connected = False
     try:
         push.connect(address)
-        while await monitor.poll(int(REACH_S * 1000)):
+        deadline = time.monotonic() + REACH_S  # a peer that refuses is tried again and again
+        while (left := deadline - time.monotonic()) > 0 and await monitor.poll(int(left * 1000) + 1):
             event = int.from_bytes((await monitor.recv_multipart())[0][:2], "little")
             connected = True
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

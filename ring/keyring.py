@@ -11,6 +11,7 @@ import zmq.auth
 from rich.console import Console
 from rich.table import Table
 
+from ring.sentences import sentences
 from ring.wire.keys import ALLOWED, ME, NAME, RING, KeyFileError, allowed_keys, load_keys, read_pair
 
 app = typer.Typer(
@@ -31,7 +32,8 @@ def new(
     clients: Annotated[list[str] | None, typer.Option("--client", help="A machine that only asks; repeat for each.")] = None,
 ) -> None:
     """Make keys for a whole ring."""
-    make_keys(out, nodes, clients or [])
+    with sentences():
+        make_keys(out, nodes, clients or [])
     for name in [*nodes, *(clients or [])]:
         typer.echo(f"{out / name}: copy this folder to {name}, keep it secret, and give it there with --keys")
 
@@ -39,7 +41,8 @@ def new(
 @app.command()
 def show(keys: KeysArgument) -> None:
     """Say whose keys these are, and who is let in."""
-    mine = load_keys(keys)
+    with sentences():
+        mine = load_keys(keys)
     table = Table("name", "public key", header_style="dim")
     for name, public in allowed_keys(keys).items():
         table.add_row(name + (" (this machine)" if public == mine.my_public else ""), public.decode())
@@ -58,9 +61,10 @@ def allow(
     public: Annotated[str, typer.Argument(help="Its public key, or a .key file that holds it.", show_default=False)],
 ) -> None:
     """Let a key in, on this machine, from its next connection on."""
-    check_name(name)
-    key = read_pair(Path(public))[0] if Path(public).is_file() else public.encode()
-    write_public(keys / ALLOWED / f"{name}.key", key)
+    with sentences():
+        check_name(name)
+        key = read_pair(Path(public))[0] if Path(public).is_file() else public.encode()
+        write_public(keys / ALLOWED / f"{name}.key", key)
     typer.echo(f"{name} is let in by the node that uses {keys}; do this on every machine of the ring")
 
 
@@ -70,9 +74,10 @@ def revoke(
 ) -> None:
     """Let a key in no longer, on this machine. Connections that are open stay open until the node is started again."""
     path = keys / ALLOWED / f"{name}.key"
-    if not path.is_file():
-        raise KeyFileError(f"{keys} lets in no {name}; `ring keys show` lists whom it does")
-    path.unlink()
+    with sentences():
+        if not path.is_file():
+            raise KeyFileError(f"{keys} lets in no {name}; `ring keys show` lists whom it does")
+        path.unlink()
     typer.echo(f"{name} is no longer let in by the node that uses {keys}; restart it to end open connections")
 
 

@@ -207,7 +207,7 @@ class StageLoop:
             check_input(arrived.tensor, self.stage, self.info)
             output = self.stage.forward(arrived.tensor, message.runs)
             samplings = [run.sampling for run in message.runs if run.sampling is not None]
-            tokens: list[int] = []
+            tokens: list[int | None] = []
             if self.info.stage == self.info.stages - 1 and samplings:
                 positions = [run.start + run.count for run in message.runs if run.sampling is not None]
                 tokens = sample(output, samplings, positions)

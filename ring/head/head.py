@@ -258,6 +258,9 @@ class Head:
         self._count(len(fresh))
         for sequence, token in fresh:
             stream = self.streams[sequence.number]
+            if token is None:
+                self._fail(stream, "stage_failed", f"stage {self.info.stages - 1} failed: the logits are not finite")
+                continue
             tokens, reason = stream.push(token)
             if not self._reply(stream.client, tokens):
                 self._drop(stream)
@@ -271,7 +274,7 @@ class Head:
         """Whether an answer is one that this ring could give: a token for each sampled run, a hop for each stage."""
         wanted = sum(run.sampling is not None for _, run in microbatch.parts)
         stages = [hop.stage for hop in message.hops]
-        known = all(token < self.vocabulary.size for token in message.tokens)
+        known = all(token is None or token < self.vocabulary.size for token in message.tokens)
         return known and len(message.tokens) == wanted and stages == list(range(len(self.formation.stages)))
 
     def _fault(self, fault: Fault) -> None:

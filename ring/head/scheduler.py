@@ -8,6 +8,7 @@ tokens, so that running streams keep flowing under a long prompt.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as TypingSequence
 from dataclasses import dataclass
 
 from ring.head.sequence import Sequence
@@ -96,8 +97,9 @@ class Scheduler:
         self.in_flight[microbatch.number] = microbatch
         return microbatch
 
-    def complete(self, number: int, tokens: list[int]) -> list[tuple[Sequence, int]]:
-        """A microbatch came round with these sampled tokens; returns the live sequences' new ones.
+    def complete(self, number: int, tokens: TypingSequence[int | None]) -> list[tuple[Sequence, int | None]]:
+        """A microbatch came round with these sampled tokens; returns the live sequences' new ones. A sequence whose token
+        is None has failed, and is for the caller to remove.
 
         Raises:
             KeyError: it is not in flight.
@@ -108,12 +110,11 @@ class Scheduler:
         if len(sampled) != len(tokens):
             raise ValueError(f"{len(tokens)} tokens for {len(sampled)} sampled runs")
         del self.in_flight[number]
-        fresh = []
-        for sequence, token in zip(sampled, tokens, strict=True):
-            if not sequence.finished:
+        fresh = [(sequence, token) for sequence, token in zip(sampled, tokens, strict=True) if not sequence.finished]
+        for sequence, token in fresh:
+            if token is not None:
                 sequence.generated.append(token)
                 self._ready.append(sequence)
-                fresh.append((sequence, token))
         return fresh
 
     def fail(self, number: int) -> list[Sequence]:

@@ -12,8 +12,8 @@ class NotFinite(ValueError):
     """Logits with NaN in them: the weights or an activation overflowed."""
 
 
-def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> list[int]:
-    """Draw one token for each row.
+def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> list[int | None]:
+    """Draw one token for each row; None for a row that has none, as its logits are not finite, if others have.
 
     Args:
         logits: (rows, vocabulary), any float dtype.
@@ -21,14 +21,17 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> l
         positions: each drawn token's own position in its sequence.
 
     Raises:
-        NotFinite: a row's largest logit is NaN or infinite.
+        NotFinite: the largest logit of every row is NaN or infinite.
     """
     best, tokens = logits.max(dim=-1)
-    if not bool(torch.isfinite(best).all()):
+    finite: list[bool] = torch.isfinite(best).tolist()
+    if not any(finite):
         raise NotFinite("the logits are not finite")
-    chosen: list[int] = tokens.tolist()
+    chosen: list[int | None] = tokens.tolist()
     for row, (sampling, position) in enumerate(zip(samplings, positions, strict=True)):
-        if sampling.temperature > 0:
+        if not finite[row]:
+            chosen[row] = None
+        elif sampling.temperature > 0:
             chosen[row] = draw(logits[row].float(), sampling, position)
     return chosen
 

@@ -141,11 +141,12 @@ class Forward(msgspec.Struct, tag="forward", forbid_unknown_fields=True):
 
 
 class Sampled(msgspec.Struct, tag="sampled", forbid_unknown_fields=True):
-    """The last stage's answer to a Forward: one token for each run with `sampling`, in order."""
+    """The last stage's answer to a Forward: one token for each run with `sampling`, in order; None where its logits were
+    not finite."""
 
     epoch: Number
     microbatch: Number
-    tokens: Annotated[list[Count], Meta(max_length=MAX_RUNS)]
+    tokens: Annotated[list[Count | None], Meta(max_length=MAX_RUNS)]
     hops: Annotated[list[Hop], Meta(max_length=1024)]
     sender: Number = 0
 

@@ -49,7 +49,7 @@ class Ring:
             assert not others & {s for s, _ in microbatch.parts}, "a sequence runs on before its token is known"
         self.queue.append(microbatch)
 
-    def answer(self) -> list[tuple[Sequence, int]]:
+    def answer(self) -> list[tuple[Sequence, int | None]]:
         microbatch = self.queue.pop(0)
         tokens = [run.start for _, run in microbatch.parts if run.sampling is not None]
         return self.scheduler.complete(microbatch.number, tokens)

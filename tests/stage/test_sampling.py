@@ -51,8 +51,10 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_a_fault(value: float) -> None:
+def test_a_row_that_is_not_finite_has_no_token_and_all_of_them_are_a_fault(value: float) -> None:
     rows = torch.zeros(2, 5)
     rows[1, 3] = value
+    rows[0, 4] = 1.0
+    assert sample(rows, [Sampling(), Sampling(0.5)], [0, 0]) == [4, None]
     with pytest.raises(NotFinite):
-        sample(rows, [Sampling()] * 2, [0, 0])
+        sample(rows[1:], [Sampling()], [0])
