@@ -6,7 +6,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-xl lint format clean help
+.PHONY: demo test test-slow test-xl soak recovery replay lint format clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -28,6 +28,15 @@ test-slow: $(VENV)/.installed  ## the tests that take minutes or gigabytes
 
 test-xl: $(VENV)/.installed  ## GPT-2 XL's real shape, random weights, over four nodes: memory, time to first token, tokens/s
 	$(BIN)/python -m tests.xl
+
+soak: $(VENV)/.installed  ## two minutes of random kills, stops, cancels and strangers against a loaded ring
+	$(BIN)/python -m tests.soak
+
+recovery: $(VENV)/.installed  ## how long a ring takes to notice, to heal and to go on
+	$(BIN)/python -m tests.recovery
+
+replay: $(VENV)/.installed  ## whether a stream replayed after a failure goes on with the same tokens, on thousands of prompts
+	$(BIN)/python -m tests.replay
 
 lint: $(VENV)/.installed  ## ruff and mypy, strictly
 	$(BIN)/ruff check .
