@@ -28,6 +28,8 @@ from ring.wire.clients import (
     GetStatus,
     HeadMessage,
     Lap,
+    Logprob,
+    Message,
     Status,
     Timings,
     Tokens,
@@ -64,6 +66,7 @@ class GenerateEvent:
     `text` is what has become certain with them; a character or a possible stop string may need more tokens. The last
     event brings no tokens but the rest of the text, and it alone has `finish_reason` (`stop`, `length` or `cancelled`),
     `prompt_tokens`, the `seed` used and `timings`. `sequence` is the head's number for the generation, as in a `LapRun`.
+    `logprobs`, if asked for, has a row for each token: its own, then those of the likeliest tokens.
     """
 
     token_ids: list[int]
@@ -73,6 +76,7 @@ class GenerateEvent:
     prompt_tokens: int | None = None
     seed: int | None = None
     timings: Timings | None = None
+    logprobs: list[list[Logprob]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -85,11 +89,13 @@ class Completion:
     prompt_tokens: int = 0
     seed: int = 0
     timings: Timings | None = None
+    logprobs: list[list[Logprob]] = field(default_factory=list)
 
     def add(self, event: GenerateEvent) -> None:
         """Take one event."""
         self.text += event.text
         self.token_ids += event.token_ids
+        self.logprobs += event.logprobs
         if event.finish_reason is not None:
             assert event.prompt_tokens is not None and event.seed is not None
             self.finish_reason, self.prompt_tokens = event.finish_reason, event.prompt_tokens
@@ -149,6 +155,7 @@ class RingClient:
         prompt: str | None = None,
         *,
         token_ids: Sequence[int] | None = None,
+        messages: Sequence[Message] | None = None,
         max_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -156,19 +163,22 @@ class RingClient:
         seed: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        logprobs: int | None = None,
     ) -> AsyncGenerator[GenerateEvent, None]:
-        """Continue a prompt, given as text or as token ids; yields events as tokens come.
+        """Continue a prompt, given as text, as token ids or as the messages of a chat; yields events as tokens come.
 
         Leaving the loop early cancels the generation on every stage.
 
         Args:
-            max_tokens: most new tokens; also bounded by the model's context.
+            messages: rendered by the model's own chat template; refused where it has none.
+            max_tokens: most new tokens; also bounded by the model's context and the ring's KV cache.
             temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is drawn.
             top_p: draw among the fewest likeliest tokens whose probabilities reach it.
             top_k: draw among that many likeliest tokens; 0 among all.
             seed: the same seed and request give the same tokens; None picks one.
             stop: the text ends before any of these strings.
             ignore_eos: go on past the model's end-of-sequence token.
+            logprobs: each token's log-probability, and those of this many likeliest tokens.
 
         Raises:
             RingError: the head refused the request (`bad_request`, `too_long`, `busy`) or a stage failed.
@@ -186,13 +196,15 @@ class RingClient:
             seed=seed,
             stop=list(stop),
             ignore_eos=ignore_eos,
+            messages=None if messages is None else list(messages),
+            logprobs=logprobs,
         )
         ended = False
         async with contextlib.aclosing(self._ask(message)) as replies:
             try:
                 async for reply in replies:
                     if isinstance(reply, Tokens):
-                        yield GenerateEvent(reply.token_ids, reply.text, reply.sequence)
+                        yield GenerateEvent(reply.token_ids, reply.text, reply.sequence, logprobs=reply.logprobs)
                     elif isinstance(reply, Finished):
                         ended = True
                         last = (reply.finish_reason, reply.prompt_tokens, reply.seed, reply.timings)
