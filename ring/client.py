@@ -146,6 +146,7 @@ class RingClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._end_waiting()
         if self._socket is not None:
             self._context.destroy(linger=200)
         self._socket, self._tasks = None, []
@@ -295,9 +296,13 @@ class RingClient:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""
         while True:
             await monitor.recv_multipart()
-            for waiting in self._replies.values():
-                with contextlib.suppress(asyncio.QueueFull):
-                    waiting.put_nowait(None)
+            self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        """No answer will come any more to what was asked so far."""
+        for waiting in self._replies.values():
+            with contextlib.suppress(asyncio.QueueFull):
+                waiting.put_nowait(None)
 
 
 def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:

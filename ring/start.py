@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import queue
 import signal
 import sys
@@ -23,6 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from ring.head.head import Head, Limits
 from ring.head.tokenizer import load_vocabulary
 from ring.node import StageLoop, describe
+from ring.parent import stop_with_parent
 from ring.stage.load import load_stage
 from ring.stage.model import StageModel
 from ring.wire.clients import DEFAULT_HEAD, MAX_REQUEST
@@ -168,14 +167,6 @@ def is_exposed(address: str) -> bool:
     parts = urlsplit(address)
     host = parts.hostname or ""
     return parts.scheme == "tcp" and host != "localhost" and not host.startswith("127.") and host != "::1"
-
-
-def stop_with_parent() -> None:
-    """Have the kernel send SIGTERM when the process that started this one is gone (Linux's PR_SET_PDEATHSIG)."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if parent == 1 or os.getppid() != parent:
-        raise Terminated
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
