@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from ring.wire.clients import (
     DEFAULT_HEAD,
@@ -42,6 +41,7 @@ from ring.wire.sockets import configure
 
 CONNECT_TIMEOUT_S = 5.0
 WATCH_BACKLOG = 1000
+AT_ONCE = 256
 
 
 class RingError(Exception):
@@ -118,21 +118,23 @@ class RingClient:
         self.timeout = timeout
         self._requests = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[HeadMessage | None]] = {}
-        self._socket: zmq.asyncio.Socket | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._socket: zmq.Socket[bytes] | None = None
 
     async def __aenter__(self) -> Self:
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket = self._context.socket(zmq.DEALER)
         configure(socket)
+        socket.sndhwm = 0  # what is asked while the head is away waits here
         try:
             socket.connect(self.head)
         except zmq.ZMQError as error:
             socket.close(0)
             raise NoHead(f"'{self.head}' is not an address such as {DEFAULT_HEAD}: {error.strerror or error}") from None
         self._socket = socket
-        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._tasks = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._notice_loss(monitor))]
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(int(socket.fd), self._receive)
+        loop.add_reader(int(self._monitor.fd), self._notice_loss)
         try:
             await self.status()
         except BaseException:
@@ -143,13 +145,13 @@ class RingClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._end_waiting()
         if self._socket is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(int(self._socket.fd))
+            loop.remove_reader(int(self._monitor.fd))
             self._context.destroy(linger=200)
-        self._socket, self._tasks = None, []
+        self._socket = None
 
     async def generate(
         self,
@@ -167,6 +169,8 @@ class RingClient:
         logprobs: int | None = None,
     ) -> AsyncGenerator[GenerateEvent, None]:
         """Continue a prompt, given as text, as token ids or as the messages of a chat; yields events as tokens come.
+
+        Tokens that came while the caller was busy are one event.
 
         Leaving the loop early cancels the generation on every stage.
 
@@ -266,23 +270,36 @@ class RingClient:
         try:
             self._send(message)
             while True:
-                reply = await replies.get()
-                if isinstance(reply, Failed):
-                    raise RingError(reply.code, reply.message)
-                if reply is None:
-                    raise NoHead(f"the head at {self.head} has gone")
-                yield reply
+                batch = [await replies.get()]
+                while not replies.empty():
+                    batch.append(replies.get_nowait())
+                for reply in merge_tokens(batch):
+                    if isinstance(reply, Failed):
+                        raise RingError(reply.code, reply.message)
+                    if reply is None:
+                        raise NoHead(f"the head at {self.head} has gone")
+                    yield reply
         finally:
             del self._replies[message.request]
 
     def _send(self, message: ClientMessage) -> None:
         if self._socket is not None:
-            self._socket.send(encoder.encode(message))
+            self._socket.send(encoder.encode(message), zmq.NOBLOCK)
+            self._receive()  # sending may take note of an arrival, of which the file descriptor then says nothing
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        """Hand every reply to the request that waits for it."""
-        while True:
-            frames = await socket.recv_multipart()
+    def _receive(self) -> None:
+        """Hand the replies that are there to the requests that wait for them.
+
+        Straight from the event loop, many at a time: a task that awaits each message costs several times as much. The
+        socket's file descriptor tells only of changes, so nothing may be left behind.
+        """
+        for _ in range(AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
             try:
                 reply = head_decoder.decode(frames[0])
             except msgspec.DecodeError as error:
@@ -291,11 +308,12 @@ class RingClient:
             if waiting is not None:
                 with contextlib.suppress(asyncio.QueueFull):
                     waiting.put_nowait(reply)
+        asyncio.get_running_loop().call_soon(self._receive)
 
-    async def _notice_loss(self, monitor: zmq.asyncio.Socket) -> None:
+    def _notice_loss(self) -> None:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""
-        while True:
-            await monitor.recv_multipart()
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart()
             self._end_waiting()
 
     def _end_waiting(self) -> None:
@@ -303,6 +321,20 @@ class RingClient:
         for waiting in self._replies.values():
             with contextlib.suppress(asyncio.QueueFull):
                 waiting.put_nowait(None)
+
+
+def merge_tokens(batch: list[HeadMessage | None]) -> list[HeadMessage | None]:
+    """Replies to one request, with neighbouring tokens made one message: who reads slowly has less to do for each."""
+    merged = batch[:1]
+    for reply in batch[1:]:
+        last = merged[-1]
+        if isinstance(reply, Tokens) and isinstance(last, Tokens):
+            last.token_ids += reply.token_ids
+            last.text += reply.text
+            last.logprobs += reply.logprobs
+        else:
+            merged.append(reply)
+    return merged
 
 
 def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:

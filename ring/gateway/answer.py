@@ -18,8 +18,8 @@ from ring.gateway.upstream import Upstream
 Ask = dict[str, Any]
 """What `RingClient.generate` is called with."""
 
-Arrival = tuple[int, GenerateEvent]
-"""Which of the asks, and what came for it."""
+Take = Callable[[int, GenerateEvent], Awaitable[None]]
+"""What is to be done with an event of the ask of that number."""
 
 FAREWELL_S = 2.0
 
@@ -142,11 +142,10 @@ class Answer(Response):
             GatewayError: the ring failed.
         """
 
-        async def take(arrivals: list[Arrival]) -> None:
-            for index, event in arrivals:
-                answers[index].add(event)
+        async def take(index: int, event: GenerateEvent) -> None:
+            answers[index].add(event)
             if writer is not None:
-                await writer.write(arrivals)
+                await writer.write(index, event)
 
         try:
             client = self.desk.upstream.client()
@@ -165,34 +164,24 @@ class Answer(Response):
             raise
 
 
-async def generate_all(client: RingClient, asks: list[Ask], take: Callable[[list[Arrival]], Awaitable[None]]) -> None:
-    """Run all asks at once; `take` is given what has come since it was last done, so a slow taker gets fewer, longer lists.
+async def generate_all(client: RingClient, asks: list[Ask], take: Take) -> None:
+    """Run all asks at once; `take` is given every event, and is never called again before it has returned. What comes for
+    an ask in the meantime is one event by then, so that a client that reads slowly gets fewer, longer pieces.
 
     Raises:
         ExceptionGroup: of the RingErrors of asks that failed; the others are cancelled.
     """
-    arrivals: list[Arrival] = []
-    wake = asyncio.Event()
-    left = len(asks)
+    taking = asyncio.Lock()
 
     async def collect(index: int, ask: Ask) -> None:
-        nonlocal left
         async with contextlib.aclosing(client.generate(**ask)) as events:
             async for event in events:
-                arrivals.append((index, event))
-                wake.set()
-        left -= 1
-        wake.set()
+                async with taking:
+                    await take(index, event)
 
     async with asyncio.TaskGroup() as group:
         for index, ask in enumerate(asks):
             group.create_task(collect(index, ask))
-        while left or arrivals:
-            await wake.wait()
-            wake.clear()
-            if arrivals:
-                taken, arrivals = arrivals, []
-                await take(taken)
 
 
 async def notice_hangup(receive: Receive) -> None:
@@ -223,9 +212,11 @@ class Writer:
         self.form = form
         self.started = False
 
-    async def write(self, arrivals: list[Arrival]) -> None:
-        """Send what has arrived, as one piece."""
-        await self._send(b"".join(frame(part) for arrival in arrivals if (part := self.form.part(*arrival)) is not None))
+    async def write(self, index: int, event: GenerateEvent) -> None:
+        """Send what there is to show of an event."""
+        part = self.form.part(index, event)
+        if part is not None:
+            await self._send(frame(part))
 
     async def finish(self, answers: list[Completion]) -> None:
         """End the stream."""
@@ -236,8 +227,6 @@ class Writer:
         await self._send(frame(error.body), more=False)
 
     async def _send(self, body: bytes, more: bool = True) -> None:
-        if not body and more:
-            return
         if not self.started:
             self.started = True
             headers = [

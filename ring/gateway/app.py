@@ -68,7 +68,7 @@ class Gateway:
         self.limits = limits
         self.access = access
         self.metrics = Metrics()
-        self.upstream = Upstream(head, self.metrics.lap)
+        self.upstream = Upstream(head, self.metrics.laps.add)
         self.desk = Desk(self.upstream, limits.max_requests, limits.time_limit_s)
         self._generate = msgspec.json.Decoder(GenerateRequest)
         self._completions = msgspec.json.Decoder(CompletionRequest)
