@@ -140,6 +140,10 @@ def up(
     clients: Annotated[str, typer.Option(metavar="ADDR", help="Where the head serves clients.")] = DEFAULT_HEAD,
     headless: Annotated[bool, typer.Option("--headless", help="Only run the ring, until Ctrl-C.")] = False,
     question: Annotated[str | None, typer.Option("--ask", metavar="PROMPT", help="Answer this prompt and stop.")] = None,
+    http: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="PORT", help="Serve HTTP too, at this port of loopback; see `ring serve`."),
+    ] = None,
 ) -> None:
     """Run a whole ring on this machine: split if needed, one process a node, and a prompt."""
     with sentences():
@@ -147,7 +151,7 @@ def up(
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
-            run_up(checkpoint, nodes, dtype, threads, kv_memory, clients, headless, question, prove)
+            run_up(checkpoint, nodes, dtype, threads, kv_memory, clients, headless, question, prove, http)
         except KeyboardInterrupt:
             errors.print("stopped")
             raise typer.Exit(0 if headless else 130) from None

@@ -12,8 +12,9 @@ from asyncio import TimerHandle, Transport
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
+import h11
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ring.gateway.app import Access, Gateway, Limits
 from ring.gateway.auth import is_loopback
@@ -44,7 +45,7 @@ class ServeOptions:
     with_parent: bool = False
 
 
-class PatientProtocol(HttpToolsProtocol):
+class PatientProtocol(H11Protocol):
     """uvicorn's protocol, but a connection that does not come to the end of a request's headers is closed: uvicorn itself
     waits for ever."""
 
@@ -55,15 +56,13 @@ class PatientProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._hurry()
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self._hurry()
-
-    def on_headers_complete(self) -> None:
-        """The headers are there; the body has a limit of its own."""
-        self._relax()
-        super().on_headers_complete()
+    def data_received(self, data: bytes) -> None:
+        """It says something; the body, once the headers are there, has a limit of its own."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._hurry()
+        else:
+            self._relax()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
@@ -130,6 +129,7 @@ def run_serve(options: ServeOptions) -> None:
     config = uvicorn.Config(
         gateway.app(),
         http=PatientProtocol,
+        loop="asyncio",
         ws="none",
         log_config=None,
         access_log=False,
@@ -139,8 +139,7 @@ def run_serve(options: ServeOptions) -> None:
     )
     log.info("serving http://%s:%d, the head is %s", f"[{host}]" if ":" in host else host, port, options.head)
     server = GatewayServer(config, gateway, options.drain_s)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(server.serve([listener]))
+    asyncio.run(server.serve([listener]))
     log.info("stopped")
 
 
@@ -161,7 +160,7 @@ def listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise ServeError(f"cannot serve at {host}:{port}: {error.strerror}; choose another --port or --host") from None
+        raise ServeError(f"cannot serve at {host}:{port}: {error.strerror}; choose another port or address") from None
     return listener
 
 
