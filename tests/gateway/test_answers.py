@@ -248,7 +248,13 @@ def test_a_body_that_is_too_large(declared: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"), [(b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "Expected `object`"), (b"[" * 5000, "Expected `object`")]
+    ("raw", "words"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "Expected `object`"),
+        (b"[" * 5000, "Expected `object`"),
+    ],
 )
 def test_what_is_not_json(raw: bytes, words: str) -> None:
     async def check(fixture: Fixture) -> None:
