@@ -84,7 +84,8 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         """Raises BadRequest for what is asked and cannot be done."""
         for name in self.__struct_fields__:
             neutral = REFUSED.get(name)
-            if neutral is not None and getattr(self, name) not in neutral:
+            value = getattr(self, name)
+            if neutral is not None and not any(value == one and type(value) in (type(one), float) for one in neutral):
                 raise BadRequest(f"{name} is not supported here; leave it out", name, "unsupported_parameter")
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options is for streams only", "stream_options")

@@ -56,9 +56,16 @@ def test_what_is_refused_passes_with_a_neutral_value_and_nothing_else(
     for name in refused:
         for neutral in REFUSED[name]:
             assert len(msgspec.convert(body | {name: neutral}, ours).asks(100)) == 1
-        with pytest.raises(BadRequest, match=f"{name} is not supported") as caught:
-            msgspec.convert(body | {name: {"some": "thing"}}, ours).asks(100)
-        assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+        for other in ({"some": "thing"}, 0.5, True):
+            with pytest.raises(BadRequest, match=f"{name} is not supported") as caught:
+                msgspec.convert(body | {name: other}, ours).asks(100)
+            assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+
+
+def test_a_penalty_of_zero_is_none_but_false_is_no_number() -> None:
+    assert ask(frequency_penalty=0.0, presence_penalty=0)
+    with pytest.raises(BadRequest, match="presence_penalty"):
+        ask(presence_penalty=False)
 
 
 def ask(**body: Any) -> list[dict[str, Any]]:
