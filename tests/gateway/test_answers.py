@@ -238,11 +238,11 @@ def test_a_client_that_hangs_up_in_its_body_is_no_bug() -> None:
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_that_is_too_large(declared: bool) -> None:
     async def check(fixture: Fixture) -> None:
-        pieces = [body(b"x" * 60, more=True) for _ in range(3)]
+        pieces = [body(b"x" * 60, more=left > 0) for left in (2, 1, 0)]
         start, answer = await call(fixture, pieces, None, content_length=180 if declared else None)
         assert start["status"] == 413
         assert json.loads(answer["body"])["error"]["code"] == "request_too_large"
-        assert len(pieces) == (3 if declared else 1), "what is too large is not read to its end"
+        assert not pieces, "hanging up on a client that is sending can lose the answer"
 
     with_gateway(check, limits=Limits(max_body=100))
 
