@@ -135,6 +135,7 @@ class RingClient:
         loop = asyncio.get_running_loop()
         loop.add_reader(int(socket.fd), self._receive)
         loop.add_reader(int(self._monitor.fd), self._notice_loss)
+        self._notice_loss()  # its file descriptor says nothing before it has been looked at once
         try:
             await self.status()
         except BaseException:

@@ -129,7 +129,7 @@ class Head:
             while arrived := self.from_ring.receive():
                 self.from_the_ring(arrived)
             if self.from_ring.lost_peer():
-                self._broken(self.info.stages - 1, "the last stage is gone")
+                self._broken(self.info.stages - 1, f"stage {self.info.stages - 1} is gone")
             self._hear_clients()
             self._dispatch()
 
@@ -163,7 +163,7 @@ class Head:
         if isinstance(message, Hello):
             self._hello(message)
         elif isinstance(message, LinkDown):
-            self._broken(message.stage, f"stage {message.stage} lost the node before it")
+            self._broken(message.stage, f"stage {message.stage - 1} is gone: stage {message.stage} lost the node before it")
         elif message.epoch != self.formation.epoch or self.formation.state != "ready":
             return
         elif isinstance(message, Sampled):
