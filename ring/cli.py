@@ -145,6 +145,10 @@ def up(
     clients: Annotated[str, typer.Option(metavar="ADDR", help="Where the head serves clients.")] = DEFAULT_HEAD,
     headless: Annotated[bool, typer.Option("--headless", help="Only run the ring, until Ctrl-C.")] = False,
     question: Annotated[str | None, typer.Option("--ask", metavar="PROMPT", help="Answer this prompt and stop.")] = None,
+    http: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="PORT", help="Serve HTTP too, at this port of loopback; see `ring serve`."),
+    ] = None,
 ) -> None:
     """Run a whole ring on this machine: split if needed, one process a node, and a prompt."""
     with sentences():
@@ -152,7 +156,7 @@ def up(
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
-            run_up(checkpoint, nodes, dtype, threads, kv_memory, clients, headless, question, prove)
+            run_up(checkpoint, nodes, dtype, threads, kv_memory, clients, headless, question, prove, http)
         except KeyboardInterrupt:
             errors.print("stopped")
             raise typer.Exit(0 if headless else 130) from None
@@ -210,6 +214,43 @@ def parse_token_ids(text: str) -> list[int]:
     if min(ids) < 0:
         raise typer.BadParameter(f"'{text}' is not a list of token ids such as 1,2,3")
     return ids
+
+
+@app.command()
+def serve(
+    head: HeadOption = DEFAULT_HEAD,
+    host: Annotated[str, typer.Option(help="The address to serve at; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who may use it: one key a line.", show_default=False)
+    ] = None,
+    allow_anyone: Annotated[
+        bool, typer.Option("--allow-anyone", help="Serve other machines without any key. Only on a network you trust.")
+    ] = False,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this origin call it; can be repeated.", show_default="none"),
+    ] = None,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most generations at once; more are told 429.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens that a request may ask for.")] = 4096,
+    max_body: Annotated[
+        int | None, typer.Option(parser=parse_bytes, metavar="SIZE", help="Largest request body.", show_default="4M")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest that a request may take.")] = 600.0,
+    drain: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long answers may finish after Ctrl-C.")] = 10.0,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="Stop when the process that started this one is gone.")
+    ] = False,
+) -> None:
+    """Serve a ring over HTTP: OpenAI's API at /v1, a plain /generate, /health and /metrics. See /docs once it runs."""
+    with sentences():
+        from ring.gateway.app import Limits
+        from ring.gateway.auth import read_keys
+        from ring.gateway.serve import ServeOptions, run_serve
+
+        limits = Limits(max_body or 4 << 20, max_tokens, max_requests, time_limit)
+        keys = read_keys(api_key_file) if api_key_file else []
+        run_serve(ServeOptions(head, host, port, keys, allow_anyone, cors or [], limits, drain, with_parent))
 
 
 @app.command()

@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from ring.wire.clients import (
     DEFAULT_HEAD,
@@ -32,6 +31,8 @@ from ring.wire.clients import (
     GetStatus,
     HeadMessage,
     Lap,
+    Logprob,
+    Message,
     Notice,
     Status,
     Timings,
@@ -48,6 +49,7 @@ CONNECT_TIMEOUT_S = 5.0
 RECOVERY_TIMEOUT_S = 60.0
 PROBE_S = 0.5
 WATCH_BACKLOG = 1000
+AT_ONCE = 256
 
 
 class RingError(Exception):
@@ -72,6 +74,7 @@ class GenerateEvent:
     `text` is what has become certain with them; a character or a possible stop string may need more tokens. The last
     event brings no tokens but the rest of the text, and it alone has `finish_reason` (`stop`, `length` or `cancelled`),
     `prompt_tokens`, the `seed` used and `timings`. `sequence` is the head's number for the generation, as in a `LapRun`.
+    `logprobs`, if asked for, has a row for each token: its own, then those of the likeliest tokens.
     """
 
     token_ids: list[int]
@@ -82,6 +85,7 @@ class GenerateEvent:
     seed: int | None = None
     timings: Timings | None = None
     notice: str | None = None
+    logprobs: list[list[Logprob]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -94,11 +98,13 @@ class Completion:
     prompt_tokens: int = 0
     seed: int = 0
     timings: Timings | None = None
+    logprobs: list[list[Logprob]] = field(default_factory=list)
 
     def add(self, event: GenerateEvent) -> None:
         """Take one event."""
         self.text += event.text
         self.token_ids += event.token_ids
+        self.logprobs += event.logprobs
         if event.finish_reason is not None:
             assert event.prompt_tokens is not None and event.seed is not None
             self.finish_reason, self.prompt_tokens = event.finish_reason, event.prompt_tokens
@@ -137,28 +143,29 @@ class RingClient:
         self.insecure = insecure
         self._requests = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[HeadMessage | None]] = {}
-        self._socket: zmq.asyncio.Socket | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._socket: zmq.Socket[bytes] | None = None
 
     async def __aenter__(self) -> Self:
         if is_exposed(self.head) and self.keys is None and not self.insecure:
-            raise RingError(
-                "insecure",
-                f"{self.head} is on another machine, and without keys anyone can read along; give --keys or --insecure",
-            )
-        self._context = zmq.asyncio.Context()
+            why = f"{self.head} is on another machine, and without keys anyone can read along; give --keys or --insecure"
+            raise RingError("insecure", why)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket = self._context.socket(zmq.DEALER)
         configure(socket)
         if self.keys is not None:
             self.keys.connect(socket)
+        socket.sndhwm = 0  # what is asked while the head is away waits here
         try:
             socket.connect(self.head)
         except zmq.ZMQError as error:
             socket.close(0)
             raise NoHead(f"'{self.head}' is not an address such as {DEFAULT_HEAD}: {error.strerror or error}") from None
         self._socket = socket
-        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._tasks = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._notice_loss(monitor))]
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(int(socket.fd), self._receive)
+        loop.add_reader(int(self._monitor.fd), self._notice_loss)
+        self._notice_loss()  # its file descriptor says nothing before it has been looked at once
         try:
             await self.status()
         except BaseException:
@@ -169,18 +176,20 @@ class RingClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._end_waiting()
         if self._socket is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(int(self._socket.fd))
+            loop.remove_reader(int(self._monitor.fd))
             self._context.destroy(linger=200)
-        self._socket, self._tasks = None, []
+        self._socket = None
 
     async def generate(
         self,
         prompt: str | None = None,
         *,
         token_ids: Sequence[int] | None = None,
+        messages: Sequence[Message] | None = None,
         max_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -188,19 +197,24 @@ class RingClient:
         seed: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        logprobs: int | None = None,
     ) -> AsyncGenerator[GenerateEvent, None]:
-        """Continue a prompt, given as text or as token ids; yields events as tokens come.
+        """Continue a prompt, given as text, as token ids or as the messages of a chat; yields events as tokens come.
+
+        Tokens that came while the caller was busy are one event.
 
         Leaving the loop early cancels the generation on every stage.
 
         Args:
-            max_tokens: most new tokens; also bounded by the model's context.
+            messages: rendered by the model's own chat template; refused where it has none.
+            max_tokens: most new tokens; also bounded by the model's context and the ring's KV cache.
             temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is drawn.
             top_p: draw among the fewest likeliest tokens whose probabilities reach it.
             top_k: draw among that many likeliest tokens; 0 among all.
             seed: the same seed and request give the same tokens; None picks one.
             stop: the text ends before any of these strings.
             ignore_eos: go on past the model's end-of-sequence token.
+            logprobs: each token's log-probability, and those of this many likeliest tokens.
 
         Raises:
             RingError: the head refused the request (`bad_request`, `too_long`, `busy`) or a stage failed.
@@ -217,6 +231,8 @@ class RingClient:
             seed=secrets.randbits(53) if seed is None else seed,
             stop=list(stop),
             ignore_eos=ignore_eos,
+            messages=None if messages is None else list(messages),
+            logprobs=logprobs,
         )
         while True:
             try:
@@ -237,7 +253,7 @@ class RingClient:
             try:
                 async for reply in replies:
                     if isinstance(reply, Tokens):
-                        yield GenerateEvent(reply.token_ids, reply.text, reply.sequence)
+                        yield GenerateEvent(reply.token_ids, reply.text, reply.sequence, logprobs=reply.logprobs)
                     elif isinstance(reply, Notice):
                         yield GenerateEvent([], "", 0, notice=reply.message)
                     elif isinstance(reply, Finished):
@@ -260,6 +276,8 @@ class RingClient:
         """
         deadline = time.monotonic() + self.recovery_timeout
         while True:
+            if self._socket is None:
+                raise NoHead("this client is closed")
             try:
                 await self._get_status(PROBE_S)
                 return
@@ -338,23 +356,36 @@ class RingClient:
         try:
             self._send(message)
             while True:
-                reply = await replies.get()
-                if isinstance(reply, Failed):
-                    raise RingError(reply.code, reply.message)
-                if reply is None:
-                    raise NoHead(f"the head at {self.head} has gone")
-                yield reply
+                batch = [await replies.get()]
+                while not replies.empty():
+                    batch.append(replies.get_nowait())
+                for reply in merge_tokens(batch):
+                    if isinstance(reply, Failed):
+                        raise RingError(reply.code, reply.message)
+                    if reply is None:
+                        raise NoHead(f"the head at {self.head} has gone")
+                    yield reply
         finally:
             del self._replies[message.request]
 
     def _send(self, message: ClientMessage) -> None:
         if self._socket is not None:
-            self._socket.send(encoder.encode(message))
+            self._socket.send(encoder.encode(message), zmq.NOBLOCK)
+            self._receive()  # sending may take note of an arrival, of which the file descriptor then says nothing
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        """Hand every reply to the request that waits for it."""
-        while True:
-            frames = await socket.recv_multipart()
+    def _receive(self) -> None:
+        """Hand the replies that are there to the requests that wait for them.
+
+        Straight from the event loop, many at a time: a task that awaits each message costs several times as much. The
+        socket's file descriptor tells only of changes, so nothing may be left behind.
+        """
+        for _ in range(AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
             try:
                 reply = head_decoder.decode(frames[0])
             except msgspec.DecodeError as error:
@@ -363,15 +394,34 @@ class RingClient:
             if waiting is not None:
                 with contextlib.suppress(asyncio.QueueFull):
                     waiting.put_nowait(reply)
+        asyncio.get_running_loop().call_soon(self._receive)
 
-    async def _notice_loss(self, monitor: zmq.asyncio.Socket) -> None:
+    def _notice_loss(self) -> None:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""
-        while True:
-            await monitor.recv_multipart()
-            for waiting in self._replies.values():
-                if waiting.full():  # laps that nobody has read yet; the end must fit
-                    waiting.get_nowait()
-                waiting.put_nowait(None)
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart()
+            self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        """No answer will come any more to what was asked so far."""
+        for waiting in self._replies.values():
+            if waiting.full():  # laps that nobody has read yet; the end must fit
+                waiting.get_nowait()
+            waiting.put_nowait(None)
+
+
+def merge_tokens(batch: list[HeadMessage | None]) -> list[HeadMessage | None]:
+    """Replies to one request, with neighbouring tokens made one message: who reads slowly has less to do for each."""
+    merged = batch[:1]
+    for reply in batch[1:]:
+        last = merged[-1]
+        if isinstance(reply, Tokens) and isinstance(last, Tokens):
+            last.token_ids += reply.token_ids
+            last.text += reply.text
+            last.logprobs += reply.logprobs
+        else:
+            merged.append(reply)
+    return merged
 
 
 def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:

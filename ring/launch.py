@@ -21,6 +21,8 @@ WITHIN_S = 60.0
 """A node that ends more often than that within so many seconds is not started again."""
 STOP_PATIENCE_S = 5.0
 PORTS = (20_000, 32_000)
+DRAIN_S = 2.0
+GATEWAY_LOG = "gateway.log"
 
 
 class LaunchError(ValueError):
@@ -38,6 +40,7 @@ class LocalRing:
         logs: a folder for one log file a stage.
         options: further arguments for every `ring node`.
         say: prints a line for the user.
+        http: the port of loopback at which a gateway serves HTTP; None for no gateway.
     """
 
     shards: Path
@@ -46,7 +49,9 @@ class LocalRing:
     logs: Path
     options: list[str]
     say: Callable[[str], None]
+    http: int | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    gateway: subprocess.Popen[bytes] | None = None
     failure: str | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -65,9 +70,13 @@ class LocalRing:
 
     def _watch(self) -> None:
         self.processes = [self._spawn(stage) for stage in range(self.stages)]
+        self.gateway = None if self.http is None else self._spawn_gateway(self.http)
         self._started.set()
         restarts: list[list[float]] = [[] for _ in range(self.stages)]
         while not self._stopping.wait(0.1):
+            if self.gateway is not None and (code := self.gateway.poll()) is not None:
+                self.failure = f"the HTTP gateway ended ({describe_exit(code)}): {last_line(self.logs / GATEWAY_LOG)}"
+                return
             for stage, process in enumerate(self.processes):
                 code = process.poll()
                 if code is None:
@@ -77,7 +86,7 @@ class LocalRing:
                 recent = restarts[stage] = [at for at in restarts[stage] if at > now - WITHIN_S]
                 # A node that gives up by itself has a reason that a restart would not change, unless it was stuck.
                 if (code > 0 and code != STUCK) or len(recent) >= RESTARTS:
-                    self.failure = f"{cause}: {self.last_line(stage)}"
+                    self.failure = f"{cause}: {last_line(self.log_file(stage))}"
                     return
                 recent.append(now)
                 self.say(f"{cause}; starting it again")
@@ -87,23 +96,15 @@ class LocalRing:
         command = [sys.executable, "-m", "ring", "node", str(self.shards / f"stage-{stage}"), "--with-parent"]
         command += ["--listen", self._addresses[stage], "--next", self._addresses[(stage + 1) % self.stages]]
         command += ["--clients", self.clients] if stage == 0 else []
-        with self.log_file(stage).open("ab") as log:
-            # A session of its own: Ctrl-C in the terminal reaches this process only, which then stops the nodes.
-            return subprocess.Popen(
-                [*command, *self.options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        return spawn([*command, *self.options], self.log_file(stage))
+
+    def _spawn_gateway(self, port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ring", "serve", "--with-parent", "--head", self.clients]
+        return spawn([*command, "--port", str(port), "--drain", str(DRAIN_S)], self.logs / GATEWAY_LOG)
 
     def log_file(self, stage: int) -> Path:
         """Where a stage's output goes."""
         return self.logs / f"stage-{stage}.log"
-
-    def last_line(self, stage: int) -> str:
-        """The last thing that a stage said."""
-        try:
-            lines = self.log_file(stage).read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return lines[-1] if lines else f"it said nothing (see {self.log_file(stage)})"
 
     def check(self) -> None:
         """Raises LaunchError if the ring has come to an end."""
@@ -114,16 +115,39 @@ class LocalRing:
         """End every node, by SIGINT first; returns when none is left."""
         self._stopping.set()
         self._watcher.join()
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_PATIENCE_S
-        for process in self.processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if self.gateway is not None:  # before the nodes, so that answers can still finish
+            end([self.gateway], signal.SIGTERM, DRAIN_S + STOP_PATIENCE_S)
+        end(self.processes, signal.SIGINT, STOP_PATIENCE_S)  # which, unlike SIGTERM, does not wait for streams
+
+
+def spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process whose output goes to a file."""
+    with log.open("ab") as file:
+        # A session of its own: Ctrl-C in the terminal reaches this process only, which then stops the others.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+
+
+def end(processes: list[subprocess.Popen[bytes]], number: signal.Signals, patience_s: float) -> None:
+    """Send a signal to those that still run, and SIGKILL to those that take too long; returns when none is left."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+    deadline = time.monotonic() + patience_s
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def last_line(log: Path) -> str:
+    """The last thing that a process said."""
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else f"it said nothing (see {log})"
 
 
 def describe_exit(code: int) -> str:

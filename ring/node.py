@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ring import __version__
 from ring.stage.model import StageModel
-from ring.stage.sampling import sample
+from ring.stage.sampling import logprobs, sample
 from ring.wire.frames import NAMES, Arrived, encode
 from ring.wire.links import Arrivals, LinkLost, Outbox, RingReceiver
 from ring.wire.messages import (
@@ -28,6 +28,7 @@ from ring.wire.messages import (
     Hello,
     Hop,
     LinkDown,
+    LogprobRow,
     Pulse,
     Release,
     RingMessage,
@@ -208,9 +209,11 @@ class StageLoop:
             output = self.stage.forward(arrived.tensor, message.runs)
             samplings = [run.sampling for run in message.runs if run.sampling is not None]
             tokens: list[int | None] = []
+            likely: list[LogprobRow] = []
             if self.info.stage == self.info.stages - 1 and samplings:
                 positions = [run.start + run.count for run in message.runs if run.sampling is not None]
                 tokens = sample(output, samplings, positions)
+                likely = logprobs(output, samplings, tokens)
         except Exception as error:  # one microbatch's fault must not take the node down
             log.warning("microbatch %d failed: %s", message.microbatch, error)
             self.stage.cache.give_up(message.runs)
@@ -223,7 +226,7 @@ class StageLoop:
         hop.finished = time.monotonic_ns()
         message.hops.append(hop)
         if self.info.stage == self.info.stages - 1:
-            self._send(Sampled(self.epoch, message.microbatch, tokens, message.hops))
+            self._send(Sampled(self.epoch, message.microbatch, tokens, message.hops, likely))
         else:
             message.dtype, message.shape = NAMES[output.dtype], list(output.shape)  # type: ignore[assignment]
             self._send(message, output)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import signal
 import sys
 import threading
@@ -21,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from ring.head.head import Head, Limits
 from ring.head.tokenizer import load_vocabulary
 from ring.node import StageLoop, describe
+from ring.parent import stop_with_parent
 from ring.stage.load import load_stage
 from ring.stage.model import StageModel
 from ring.watchdog import Watchdog
@@ -215,11 +214,3 @@ def _load(options: NodeOptions, say: Callable[[str], None]) -> tuple[StageModel,
         f"listening on {options.listen}, next {options.next}"
     )
     return stage, info
-
-
-def stop_with_parent() -> None:
-    """Have the kernel send SIGTERM when the process that started this one is gone (Linux's PR_SET_PDEATHSIG)."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if parent == 1 or os.getppid() != parent:
-        raise Terminated

@@ -35,6 +35,7 @@ def run_up(
     headless: bool,
     question: str | None,
     prove: Callable[[PreTrainedConfig], None],
+    http: int | None = None,
 ) -> None:
     """Split if needed, start the nodes, wait for the ring, serve until told to stop; leaves no process behind."""
     console = Console(stderr=True, highlight=False)
@@ -48,7 +49,7 @@ def run_up(
     kv_memory = kv_memory or psutil.virtual_memory().available // 2 // nodes
     options = ["--threads", str(threads), "--kv-memory", str(kv_memory)]
     with tempfile.TemporaryDirectory(prefix="ring-logs-") as logs:
-        ring = LocalRing(shards, nodes, clients, Path(logs), options, say)
+        ring = LocalRing(shards, nodes, clients, Path(logs), options, say, http)
         try:
             ring.start()
             say(f"starting {nodes} nodes, {threads} thread(s) each; their output is in {logs}")
@@ -61,6 +62,8 @@ async def serve(ring: LocalRing, clients: str, headless: bool, question: str | N
     """Wait until the ring has formed, then talk to it; ends with an error when the ring does."""
     await wait_ready(ring, clients)
     console.print(f"the ring has formed; clients are served at {clients}", style="dim")
+    if ring.http is not None:
+        console.print(f"HTTP is served at http://127.0.0.1:{ring.http}; see /docs there", style="dim")
     options = {"max_tokens": 64}
     if headless:
         talk: asyncio.Task[bool | None] = asyncio.create_task(for_ever())

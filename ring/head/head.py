@@ -254,6 +254,8 @@ class Head:
             if stream := self.streams.get(sequence.number):
                 stream.lap(started, hops)
         runs = [LapRun(s.number, r.start, r.count, r.start < len(s.prompt)) for s, r in microbatch.parts]
+        sampled = (sequence.number for sequence, run in microbatch.parts if run.sampling is not None)
+        likely = dict(zip(sampled, message.logprobs, strict=False))  # without rows where nobody asked
         fresh = self.scheduler.complete(message.microbatch, message.tokens)
         self._count(len(fresh))
         for sequence, token in fresh:
@@ -262,6 +264,8 @@ class Head:
                 self._fail(stream, "stage_failed", f"stage {self.info.stages - 1} failed: the logits are not finite")
                 continue
             tokens, reason = stream.push(token)
+            if row := likely.get(sequence.number):
+                tokens.logprobs = [self.vocabulary.spell(row)]
             if not self._reply(stream.client, tokens):
                 self._drop(stream)
             elif reason:
@@ -365,7 +369,7 @@ class Head:
         if self.draining and not message.generated:
             return refuse("draining", "the ring is being drained and takes no new requests")
         try:
-            prompt = self.vocabulary.prompt_ids(message.prompt, message.token_ids)
+            prompt = self.vocabulary.prompt_ids(message.prompt, message.token_ids, message.messages)
         except ValueError as error:
             return refuse("bad_request", str(error))
         if max(message.generated, default=0) >= self.vocabulary.size or len(message.generated) > message.max_tokens:
@@ -375,7 +379,8 @@ class Head:
             limit = self.vocabulary.context
             return refuse("too_long", f"the prompt has {len(prompt)} tokens; this model's context is {limit}, with the answer")
         seed = secrets.randbits(63) if message.seed is None else message.seed
-        sampling = Sampling(message.temperature, message.top_p, message.top_k, seed)
+        sampling = Sampling(message.temperature, message.top_p, message.top_k, seed, message.logprobs)
+        room = min(room, max(1, self.scheduler.kv_tokens + 1 - len(prompt)))
         sequence = Sequence(self._next_sequence, prompt, min(message.max_tokens, room), sampling)
         text = TextStream(self.vocabulary.tokenizer, prompt, message.stop)
         eos = frozenset() if message.ignore_eos else self.vocabulary.eos
@@ -390,7 +395,7 @@ class Head:
         except Busy as error:
             return refuse("busy", f"the ring is busy: {error}; try again later")
         except TooLong as error:
-            return refuse("too_long", f"{error}; ask for fewer tokens or give the nodes more --kv-memory")
+            return refuse("too_long", f"{error}; shorten the prompt or give the nodes more --kv-memory")
         self._next_sequence += 1
         self.streams[sequence.number] = stream
 

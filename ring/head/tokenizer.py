@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ring.head.spelling import token_bytes
+from ring.wire.clients import Logprob, Message
+from ring.wire.messages import LogprobRow
 from weights_tools.shard import Manifest
 
 if TYPE_CHECKING:
@@ -31,23 +34,39 @@ class Vocabulary:
         """The engine that turns ids into text, token by token."""
         return None if self.encoder is None else self.encoder.backend_tokenizer
 
-    def prompt_ids(self, prompt: str | None, token_ids: list[int] | None) -> list[int]:
+    def prompt_ids(self, prompt: str | None, token_ids: list[int] | None, messages: list[Message] | None = None) -> list[int]:
         """The token ids of a request.
 
         Raises:
-            ValueError: neither or both given, empty, or an id outside the vocabulary.
+            ValueError: not exactly one given, empty, an id outside the vocabulary, or messages that the model's chat
+                template does not take.
         """
-        if (prompt is None) == (token_ids is None):
-            raise ValueError("give either a prompt or token ids")
+        if sum(given is not None for given in (prompt, token_ids, messages)) != 1:
+            raise ValueError("give either a prompt or token ids, or the messages of a chat")
         if token_ids is None:
             if self.encoder is None:
                 raise ValueError("this model has no tokenizer; give the prompt as token ids")
-            token_ids = self.encoder(prompt)["input_ids"]
+            token_ids = self.encoder(prompt)["input_ids"] if messages is None else self._chat_ids(messages)
         if not token_ids:
             raise ValueError("the prompt is empty")
         if max(token_ids) >= self.size:
             raise ValueError(f"token id {max(token_ids)} is outside the vocabulary of {self.size}")
         return token_ids
+
+    def _chat_ids(self, messages: list[Message]) -> list[int]:
+        """A chat in the model's own form, up to where its answer begins."""
+        if not self.encoder.chat_template:
+            raise ValueError("this model has no chat template: it only continues text; give it a prompt instead of messages")
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            ids: list[int] = self.encoder.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # a template is a program that raises what it likes
+            raise ValueError(f"the model's chat template does not take these messages: {error}") from None
+        return ids
+
+    def spell(self, row: LogprobRow) -> list[Logprob]:
+        """Log-probabilities with the bytes of their tokens."""
+        return [Logprob(token, logprob, token_bytes(self.tokenizer, token)) for token, logprob in row]
 
 
 def load_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ring.wire.messages import Sampling
+from ring.wire.messages import LogprobRow, Sampling
+
+LEAST = -9999.0  # stands for minus infinity, which JSON cannot carry
 
 
 class NotFinite(ValueError):
@@ -34,6 +38,29 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> l
         elif sampling.temperature > 0:
             chosen[row] = draw(logits[row].float(), sampling, position)
     return chosen
+
+
+def logprobs(logits: Tensor, samplings: list[Sampling], tokens: Sequence[int | None]) -> list[LogprobRow]:
+    """Log-probabilities as the model gives them: before temperature, top-k and top-p.
+
+    Args:
+        logits: (rows, vocabulary), any float dtype.
+        samplings: one for each row.
+        tokens: the token drawn for each row, or None.
+
+    Returns:
+        A row for each token, as in `Sampled`; nothing at all if no sampling asks for any.
+    """
+    wanted = [row for row, sampling in enumerate(samplings) if sampling.logprobs is not None]
+    found: list[LogprobRow] = [[] for _ in samplings] if wanted else []
+    for row in wanted:
+        token = tokens[row]
+        if token is None:
+            continue
+        every = torch.log_softmax(logits[row].float(), dim=-1).clamp_min(LEAST)
+        values, order = torch.topk(every, min(samplings[row].logprobs or 0, len(every)))
+        found[row] = [(token, float(every[token])), *zip(order.tolist(), values.tolist(), strict=True)]
+    return found
 
 
 def draw(logits: Tensor, sampling: Sampling, position: int) -> int:

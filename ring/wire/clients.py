@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from ring.wire.messages import PROTOCOL, Count, Number, StageInfo
+from ring.wire.messages import MAX_LOGPROBS, PROTOCOL, Count, Number, StageInfo
 
 DEFAULT_HEAD = "tcp://127.0.0.1:5555"
 MAX_REQUEST = 16 << 20
@@ -23,11 +23,19 @@ State = Literal["forming", "mismatch", "ready"]
 Severity = Literal["info", "warning", "error"]
 
 
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    """One turn of a chat, for the model's chat template: `role` is `system`, `user`, `assistant` or what else it knows."""
+
+    role: Annotated[str, Meta(min_length=1, max_length=64)]
+    content: str
+
+
 class Generate(msgspec.Struct, tag="generate", forbid_unknown_fields=True):
-    """Continue a prompt, given as text or as token ids. `seed` None picks one at random.
+    """Continue a prompt, given as text, as token ids or as the messages of a chat. `seed` None picks one at random.
 
     `generated` are the tokens that the client has already, from a head that is gone: the answer goes on after them as if
-    nothing had happened. They count towards `max_tokens`, and are not sent again.
+    nothing had happened. They count towards `max_tokens`, and are not sent again. `logprobs` asks for each token's
+    log-probability and those of that many likeliest tokens.
     """
 
     request: Request
@@ -40,6 +48,8 @@ class Generate(msgspec.Struct, tag="generate", forbid_unknown_fields=True):
     seed: Number | None = None
     stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1000)]], Meta(max_length=16)] = []
     ignore_eos: bool = False
+    messages: Annotated[list[Message], Meta(max_length=10_000)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     generated: TokenIds = []
 
 
@@ -102,16 +112,26 @@ class Timings(msgspec.Struct, forbid_unknown_fields=True):
     stages: list[StageTiming]
 
 
+class Logprob(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A token and its natural log-probability; `raw` is what it adds to the text, which may be half a character."""
+
+    token_id: int
+    logprob: float
+    raw: bytes
+
+
 class Tokens(msgspec.Struct, tag="tokens", forbid_unknown_fields=True):
     """New tokens, and the text that is certain with them (a character may need several tokens).
 
-    `sequence` is the head's number for the generation, the one in a `LapRun`.
+    `sequence` is the head's number for the generation, the one in a `LapRun`. `logprobs`, if asked for, has a row for
+    each token: its own, then those of the likeliest tokens.
     """
 
     request: int
     sequence: int
     token_ids: list[int]
     text: str
+    logprobs: list[list[Logprob]] = []
 
 
 class Finished(msgspec.Struct, tag="finished", forbid_unknown_fields=True):

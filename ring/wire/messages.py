@@ -19,22 +19,26 @@ PROTOCOL = 2
 
 MAX_RUNS = 1024
 MAX_TOKENS = 1 << 20
+MAX_LOGPROBS = 20
 
 Count = Annotated[int, Meta(ge=0, le=1 << 31)]
 Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Text = Annotated[str, Meta(max_length=4096)]
+LogprobRow = Annotated[list[tuple[Count, float]], Meta(max_length=MAX_LOGPROBS + 1)]
 
 
 class Sampling(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """How the token after a run is drawn. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
 
     The draw is keyed by (`seed`, position) alone: the same request gives the same tokens on any ring, at any time.
+    `logprobs` asks for the token's log-probability and those of that many likeliest tokens; None for nothing.
     """
 
     temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     top_k: Count = 0
     seed: Number = 0
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
 class Run(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -142,12 +146,17 @@ class Forward(msgspec.Struct, tag="forward", forbid_unknown_fields=True):
 
 class Sampled(msgspec.Struct, tag="sampled", forbid_unknown_fields=True):
     """The last stage's answer to a Forward: one token for each run with `sampling`, in order; None where its logits were
-    not finite."""
+    not finite.
+
+    `logprobs` is empty when no run asks for any; else it has a row for each token: (token id, log-probability) of the
+    token itself, then of the likeliest ones; empty where the run asks for none.
+    """
 
     epoch: Number
     microbatch: Number
     tokens: Annotated[list[Count | None], Meta(max_length=MAX_RUNS)]
     hops: Annotated[list[Hop], Meta(max_length=1024)]
+    logprobs: Annotated[list[LogprobRow], Meta(max_length=MAX_RUNS)] = []
     sender: Number = 0
 
 

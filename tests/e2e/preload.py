@@ -5,4 +5,5 @@ from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 from transformers.models.llama import modeling_llama  # noqa: F401
 
 import ring.cli
+import ring.gateway.serve
 import ring.start  # noqa: F401

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import zmq
 
-from ring.client import Completion, RingClient, RingError, SyncRingClient
+from ring.client import Completion, NoHead, RingClient, RingError, SyncRingClient
 from ring.wire.clients import Event, Lap, Status
 from tests.e2e.harness import NodeRing
 from tests.models import ragged_prompts
@@ -209,3 +209,44 @@ def test_foreign_bytes_on_every_port_change_nothing(ring: NodeRing) -> None:
         assert client.complete(token_ids=[5, 6, 7], max_tokens=8).token_ids == before
     assert all(node.poll() is None for node in ring.nodes.values())
     assert "Traceback" not in ring.all_logs()
+
+
+def test_a_head_that_dies_ends_what_waits_for_it(llama: Path) -> None:
+    async def run(ring: NodeRing) -> None:
+        async with RingClient(ring.clients) as client:
+            events = client.generate(token_ids=[1, 2, 3], max_tokens=500)
+            await anext(events)
+            ring.nodes[0].kill()
+            with pytest.raises(NoHead):
+                async for _ in events:
+                    pass
+
+    with NodeRing(llama / "shards-1", 1) as ring:
+        asyncio.run(asyncio.wait_for(run(ring), 30))
+
+
+def test_leaving_the_client_ends_what_waits_for_an_answer(ring: NodeRing) -> None:
+    async def run() -> None:
+        async with RingClient(ring.clients) as client:
+            asking = asyncio.create_task(client.complete(token_ids=[1, 2, 3], max_tokens=500))
+            await client.status()  # it has been asked by now
+        with pytest.raises(NoHead):
+            await asking
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_who_reads_slowly_gets_several_tokens_at_once(ring: NodeRing) -> None:
+    async def run() -> None:
+        async with RingClient(ring.clients) as client:
+            events = client.generate(token_ids=[1, 2, 3], max_tokens=12, logprobs=1)
+            counts = [len((await anext(events)).token_ids)]
+            while (await client.status()).running:
+                await asyncio.sleep(0.01)
+            async for event in events:
+                assert len(event.logprobs) == len(event.token_ids)
+                counts.append(len(event.token_ids))
+            assert sum(counts) == 12
+            assert counts[1] > 5 and counts[-1] == 0
+
+    asyncio.run(asyncio.wait_for(run(), 30))

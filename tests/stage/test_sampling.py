@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ring.stage.sampling import NotFinite, draw, sample, uniform
+from ring.stage.sampling import NotFinite, draw, logprobs, sample, uniform
 from ring.wire.messages import Sampling
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
@@ -58,3 +58,29 @@ def test_a_row_that_is_not_finite_has_no_token_and_all_of_them_are_a_fault(value
     assert sample(rows, [Sampling(), Sampling(0.5)], [0, 0]) == [4, None]
     with pytest.raises(NotFinite):
         sample(rows[1:], [Sampling()], [0])
+
+
+def test_logprobs_are_the_log_softmax_whatever_the_sampling() -> None:
+    rows = torch.randn(3, 50)
+    samplings = [Sampling(1.5, 0.5, 3, 1, logprobs=4), Sampling(), Sampling(logprobs=0)]
+    first, second, third = logprobs(rows, samplings, [7, 8, 9])
+    expected = torch.log_softmax(rows, -1)
+    values, order = expected[0].topk(4)
+    assert [token for token, _ in first] == [7, *order.tolist()]
+    assert torch.allclose(torch.tensor([logprob for _, logprob in first]), torch.cat([expected[0, 7:8], values]))
+    assert second == []
+    assert [token for token, _ in third] == [9]
+    assert third[0][1] == pytest.approx(float(expected[2, 9]))
+
+
+def test_nobody_asks_for_logprobs() -> None:
+    assert logprobs(torch.randn(2, 50), [Sampling()] * 2, [1, 2]) == []
+
+
+def test_a_row_without_a_token_has_no_logprobs() -> None:
+    assert logprobs(torch.randn(2, 50), [Sampling(logprobs=1)] * 2, [None, 2])[0] == []
+
+
+def test_an_impossible_token_has_a_logprob_that_json_can_carry() -> None:
+    row = torch.tensor([[0.0, float("-inf")]])
+    assert logprobs(row, [Sampling(logprobs=2)], [0]) == [[(0, 0.0), (0, 0.0), (1, -9999.0)]]

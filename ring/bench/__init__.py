@@ -1,0 +1,1 @@
+"""Experiments on a running ring, and their reports."""
