@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from ring.bench.cli import app as bench
 from weights_tools.cli import add_commands
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def prove(config: PreTrainedConfig) -> None:
 
 
 add_commands(app, prove)
+app.add_typer(bench, name="bench")
 
 
 @contextmanager

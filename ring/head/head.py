@@ -18,7 +18,8 @@ import zmq
 
 from ring.head.forming import Formation
 from ring.head.laps import LapClock
-from ring.head.scheduler import Busy, Scheduler, TooLong
+from ring.head.pace import Pace
+from ring.head.scheduler import Busy, Microbatch, Scheduler, TooLong
 from ring.head.sequence import Sequence
 from ring.head.streams import Stream
 from ring.head.text import TextStream
@@ -34,6 +35,7 @@ from ring.wire.clients import (
     GetStatus,
     HeadMessage,
     Lap,
+    LapHop,
     LapRun,
     StageStatus,
     StageTiming,
@@ -188,7 +190,8 @@ class Head:
     def _formed(self) -> None:
         stages = self.formation.stages
         capacity = min(stage.kv_tokens for stage in stages)
-        self.scheduler.stages, self.scheduler.kv_tokens = len(stages), capacity
+        self.scheduler.kv_tokens = capacity
+        self.scheduler.pace = Pace(len(stages), shared=len({stage.clock for stage in stages}) < len(stages))
         self.lap_clock = LapClock([self.info.clock, *(stage.clock for stage in stages)])
         for stream in self.streams.values():
             stream.stages = stream.stages or [StageTiming(k) for k in range(len(stages))]
@@ -213,6 +216,7 @@ class Head:
             return
         started = self._dispatched.pop(message.microbatch)
         duration, hops = self.lap_clock.measure(started, message.hops, returned)
+        observe(self.scheduler.pace, microbatch, duration, hops)
         for sequence, _ in microbatch.parts:
             if stream := self.streams.get(sequence.number):
                 stream.lap(started, hops)
@@ -395,3 +399,12 @@ class Head:
             failed=self.failed,
             uptime_s=now - self._started,
         )
+
+
+def observe(pace: Pace, microbatch: Microbatch, duration: int, hops: list[LapHop]) -> None:
+    """Tell the pace what a lap has cost."""
+    computes = [hop.compute_ns / 1e9 for hop in hops]
+    moving = sum(hop.send_ns + hop.wire_ns for hop in hops) / 1e9
+    tokens = sum(run.count for _, run in microbatch.parts)
+    prefill = microbatch.decodes < len(microbatch.parts)
+    pace.observe(tokens, microbatch.decoding, microbatch.groups, prefill, duration / 1e9, computes, moving)

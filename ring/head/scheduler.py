@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from ring.head.pace import Pace
 from ring.head.sequence import Sequence
 from ring.wire.messages import Run
 
@@ -24,10 +25,16 @@ class TooLong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """What goes through the ring together: one run for each of its sequences."""
+    """What goes through the ring together: one run for each of its sequences, the first `decodes` of them decoding.
+
+    It was formed as one of `groups` microbatches that shared all `decoding` sequences.
+    """
 
     number: int
     parts: list[tuple[Sequence, Run]]
+    decodes: int = 0
+    decoding: int = 0
+    groups: int = 1
 
     def token_ids(self) -> list[int]:
         """The input of stage 0: all runs' token ids, end to end."""
@@ -35,7 +42,7 @@ class Microbatch:
 
 
 class Scheduler:
-    """Keeps at most `stages + 1` microbatches in flight: one for each stage, and one to hide the hops.
+    """Keeps the stages busy with as few microbatches in flight as that takes; `pace` knows how many.
 
     Args:
         stages: number of stages of the ring.
@@ -56,6 +63,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.in_flight: dict[int, Microbatch] = {}
+        self.pace = Pace(stages)
         self.kv_reserved = 0
         self._ready: deque[Sequence] = deque()  # decoding, with their next token known, longest waiting first
         self._free_slots = list(range(max_running - 1, -1, -1))
@@ -77,21 +85,28 @@ class Scheduler:
 
     def next_microbatch(self) -> Microbatch | None:
         """The next microbatch to send, or None if there is nothing to send or enough is in flight."""
-        if len(self.in_flight) > self.stages:
+        decoding = sum(sequence.decoding for sequence in self.running)
+        # One more than the stages need hides the hops, but makes running streams wait for it.
+        if len(self.in_flight) >= self.pace.depth + (not decoding):
             return None
-        parts = self._decode_parts()
-        budget = self.token_budget - len(parts)
+        groups = self.pace.groups(decoding)
+        parts = self._decode_parts(decoding, groups)
+        decodes = len(parts)
         self._admit()
-        for sequence in self.running:
-            if budget == 0:
-                break
-            if not sequence.decoding:
+        prefilling = [sequence for sequence in self.running if not sequence.decoding]
+        if prefilling:
+            pending = sum(sequence.prefill - sequence.dispatched for sequence in prefilling)
+            budget = max(1, self.pace.chunk(pending, decoding, self.token_budget) - decodes)
+            budget = min(budget, self.token_budget - decodes)
+            for sequence in prefilling:
+                if budget == 0:
+                    break
                 count = min(sequence.prefill - sequence.dispatched, budget)
                 parts.append((sequence, self._dispatch(sequence, count)))
                 budget -= count
         if not parts:
             return None
-        microbatch = Microbatch(self._next_number, parts)
+        microbatch = Microbatch(self._next_number, parts, decodes, decoding, groups)
         self._next_number += 1
         self.in_flight[microbatch.number] = microbatch
         return microbatch
@@ -152,10 +167,14 @@ class Scheduler:
         for sequence in self.running:
             sequence.replay()
 
-    def _decode_parts(self) -> list[tuple[Sequence, Run]]:
-        """This microbatch's even share of all decoding sequences, longest waiting first."""
-        decoding = sum(sequence.decoding for sequence in self.running)
-        share = min(-(-decoding // self.stages), len(self._ready), self.token_budget)
+    def _decode_parts(self, decoding: int, groups: int) -> list[tuple[Sequence, Run]]:
+        """This microbatch's even share of all decoding sequences, longest waiting first.
+
+        None while `groups` others are on their way: those that come back meanwhile are to go together.
+        """
+        if not self._ready or sum(microbatch.decodes > 0 for microbatch in self.in_flight.values()) >= groups:
+            return []
+        share = min(-(-decoding // groups), len(self._ready), self.token_budget)
         return [(sequence, self._dispatch(sequence, 1)) for sequence in (self._ready.popleft() for _ in range(share))]
 
     def _dispatch(self, sequence: Sequence, count: int) -> Run:

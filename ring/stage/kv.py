@@ -48,6 +48,7 @@ class KVCache(Cache):
         self.layer_count = layers
         self.slots: dict[int, Slot] = {}
         self.packed: list[tuple[Slot, Run]] = []
+        self.counts: list[int] = []
         self._masks: dict[tuple[int, int, int], Tensor] = {}
 
     @property
@@ -74,6 +75,7 @@ class KVCache(Cache):
             if run.start == 0:
                 self.slots[run.slot] = Slot(self.layer_count, run.reserve)
         self.packed = [(self.slots[run.slot], run) for run in runs]
+        self.counts = [run.count for run in runs]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -83,16 +85,17 @@ class KVCache(Cache):
         Returns what came in: the attention function reads the slots themselves.
         """
         layer = layer_idx - self.first_layer
-        offset = 0
+        places = []
         for slot, run in self.packed:
             keys, values = slot.keys[layer], slot.values[layer]
             if keys is None or values is None:
                 keys = slot.keys[layer] = key_states.new_empty(key_states.shape[1], slot.reserve, key_states.shape[3])
                 values = value_states.new_empty(value_states.shape[1], slot.reserve, value_states.shape[3])
                 slot.values[layer] = values
-            keys[:, run.start : run.start + run.count] = key_states[0, :, offset : offset + run.count]
-            values[:, run.start : run.start + run.count] = value_states[0, :, offset : offset + run.count]
-            offset += run.count
+            places.append(keys[:, run.start : run.start + run.count])
+            places.append(values[:, run.start : run.start + run.count])
+        fresh = zip(torch.split(key_states[0], self.counts, 1), torch.split(value_states[0], self.counts, 1), strict=True)
+        torch._foreach_copy_(places, [tensor for pair in fresh for tensor in pair])
         return key_states, value_states
 
     def mask(self, run: Run, first: int, window: int | None) -> Tensor:

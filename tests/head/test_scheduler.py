@@ -18,6 +18,7 @@ class Ring:
     """Stands in for the stages: checks every run against what earlier ones cached, in order, and answers in order."""
 
     scheduler: Scheduler
+    chance: random.Random = field(default_factory=random.Random)
     cached: dict[int, tuple[Sequence, int]] = field(default_factory=dict)
     queue: list[Microbatch] = field(default_factory=list)
 
@@ -33,11 +34,12 @@ class Ring:
 
     def accept(self, microbatch: Microbatch) -> None:
         scheduler = self.scheduler
-        assert len(scheduler.in_flight) <= scheduler.stages + 1
+        assert len(scheduler.in_flight) <= scheduler.pace.depth + 1
         assert sum(run.count for _, run in microbatch.parts) <= scheduler.token_budget
         decoding = sum(sequence.decoding for sequence in scheduler.running)
         decodes = [s for s, run in microbatch.parts if run.start >= s.prefill]
-        assert len(decodes) <= -(-decoding // scheduler.stages)
+        assert len(decodes) == microbatch.decodes <= max(1, -(-decoding // microbatch.groups))
+        assert sum(other.decodes > 0 for other in scheduler.in_flight.values()) <= scheduler.pace.depth
         assert len({run.slot for _, run in microbatch.parts}) == len(microbatch.parts)
         for sequence, run in microbatch.parts:
             owner, length = self.cached.get(run.slot, (sequence, 0)) if run.start else (sequence, 0)
@@ -51,6 +53,11 @@ class Ring:
 
     def answer(self) -> list[tuple[Sequence, int]]:
         microbatch = self.queue.pop(0)
+        count = sum(run.count for _, run in microbatch.parts)
+        costs = [self.chance.uniform(0.1, 2) for _ in range(self.scheduler.stages)]  # the pace may learn anything
+        prefill = microbatch.decodes < len(microbatch.parts)
+        moving = self.chance.uniform(0, 3)
+        self.scheduler.pace.observe(count, microbatch.decoding, microbatch.groups, prefill, sum(costs) + moving, costs, moving)
         tokens = [run.start for _, run in microbatch.parts if run.sampling is not None]
         return self.scheduler.complete(microbatch.number, tokens)
 
@@ -75,7 +82,8 @@ def test_every_request_is_answered_once_and_nothing_leaks(
 ) -> None:
     chance = random.Random(seed)
     scheduler = Scheduler(stages, kv_tokens=100, token_budget=budget, max_running=slots, max_waiting=1000)
-    ring = Ring(scheduler)
+    scheduler.pace.shared = chance.random() < 0.5
+    ring = Ring(scheduler, chance)
     sequences = [Sequence(i, list(range(length)), count) for i, (length, count) in enumerate(requests)]
     arriving = list(sequences)
     cancelled: set[Sequence] = set()

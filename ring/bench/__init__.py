@@ -1,0 +1,1 @@
+"""Experiments on rings and their reports: `ring bench`."""

@@ -1,0 +1,79 @@
+"""`ring bench`: the experiments as commands."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="Measure: rings on this machine, in what they compute and in what they cost.")
+notes = Console(stderr=True, highlight=False)
+
+Numbers = Annotated[str, typer.Option(metavar="N,N")]
+
+
+def say(line: str) -> None:
+    """A line of progress, to standard error."""
+    notes.print(line, soft_wrap=True)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """An experiment that cannot be run is one sentence and exit code 1; Ctrl-C leaves nothing running."""
+    from ring.client import RingError
+    from weights_tools.skeleton import hush_transformers
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hush_transformers()
+    try:
+        yield
+    except (RingError, ValueError) as error:
+        if type(error).__module__ == "builtins":
+            raise
+        notes.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        notes.print("interrupted")
+        raise typer.Exit(130) from None
+
+
+def numbers(text: str) -> list[int]:
+    """`1,2,4` as a list."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise typer.BadParameter(f"'{text}' is not a list of numbers such as 1,2,4")
+    return found
+
+
+@app.command()
+def compare(
+    shape: Annotated[str, typer.Option(help="gpt2, llama-1b, gpt2-tiny (random weights), or a checkpoint's folder.")] = "gpt2",
+    dtype: Annotated[str, typer.Option(help="One or more of float32, bfloat16.")] = "float32",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the ring.")] = 2,
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once.")] = "1,8,16",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of every prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured pairs.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each node; transformers gets all of them.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """A ring against transformers' generate() on the same work, in turns: decode rates and ratios with their spread."""
+    import msgspec
+
+    with sentences():
+        from ring.bench.compare import compare as run
+        from ring.bench.compare import line
+        from ring.bench.nodes import environment
+
+        for each in dtype.split(","):
+            for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, [], say):
+                fields = asdict(result) | {"ratios": result.ratios, "environment": environment()}
+                print(msgspec.json.encode(fields).decode() if as_json else line(result))
