@@ -115,6 +115,9 @@ def node(
     ] = 128,
     max_running: Annotated[int, typer.Option(min=1, max=1024, help="Stage 0 only: most sequences at once.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=0, help="Stage 0 only: most requests waiting before 'busy'.")] = 256,
+    speculate: Annotated[
+        bool, typer.Option(help="Stage 0 only: guess ahead from what was said before, where the ring has room.")
+    ] = True,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", help="Stop when the process that started this one is gone.")
     ] = False,
@@ -124,7 +127,7 @@ def node(
         from ring.head.head import Limits
         from ring.start import NodeOptions, run_node
 
-        limits = Limits(token_budget, max_running, max_waiting)
+        limits = Limits(token_budget, max_running, max_waiting, speculate)
         options = NodeOptions(shard, listen, next, clients, threads, kv_memory, device, verify, with_parent, limits)
         run_node(options, lambda line: print(line, flush=True))
 

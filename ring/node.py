@@ -154,10 +154,10 @@ class StageLoop:
         try:
             self._check_input(arrived.tensor)
             output = self.stage.forward(arrived.tensor, message.runs)
-            samplings = [run.sampling for run in message.runs if run.sampling is not None]
+            samplings = [run.sampling for run in message.runs if run.sampling is not None for _ in run.answered]
             tokens: list[int] = []
             if self.info.stage == self.info.stages - 1 and samplings:
-                positions = [run.start + run.count for run in message.runs if run.sampling is not None]
+                positions = [position for run in message.runs for position in run.answered]
                 tokens = sample(output, samplings, positions)
         except Exception as error:  # one microbatch's fault must not take the node down
             log.warning("microbatch %d failed: %s", message.microbatch, error)

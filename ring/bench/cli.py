@@ -77,3 +77,39 @@ def compare(
             for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, [], say):
                 fields = asdict(result) | {"ratios": result.ratios, "environment": environment()}
                 print(msgspec.json.encode(fields).decode() if as_json else line(result))
+
+
+@app.command()
+def pipeline(
+    stages: Annotated[str, typer.Option(metavar="N,N", help="Rings of so many stages.")] = "2,4,8",
+    step_ms: Annotated[float, typer.Option(min=1, help="What a stage takes for a microbatch.")] = 20.0,
+    delays: Annotated[str, typer.Option(metavar="MS,MS", help="What every link adds.")] = "0,1,5,20",
+    new_tokens: Annotated[int, typer.Option(min=20, help="New tokens of every sequence.")] = 60,
+    prompt: Annotated[int, typer.Option(min=64, help="Tokens of a long prompt; for time to first token.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """The ring's own cost: stages that take a fixed time, everything else real. Efficiency 1 is the ideal."""
+    import msgspec
+
+    with sentences():
+        from ring.bench.pipeline import long_prompts, throughput
+
+        def show(fields: object, line: str) -> None:
+            print(msgspec.json.encode(fields).decode() if as_json else line, flush=True)
+
+        for count in numbers(stages):
+            for delay in delays.split(","):
+                t = throughput(count, step_ms, float(delay), new_tokens, say)
+                show(
+                    t,
+                    f"{count} stages, {step_ms:g} ms a step, {delay} ms a link, {t.sequences} sequences: {t.tokens_per_s:.1f} "
+                    f"tok/s, efficiency {t.efficiency:.3f}; hop overhead p50 {t.hop_us_p50:.0f} µs; "
+                    f"idle CPU {t.idle_cpu:.2%} of a core",
+                )
+            p = long_prompts(count, step_ms, prompt, say)
+            show(
+                p,
+                f"{count} stages, a prompt of {prompt} tokens: first token after {p.ttft_s:.3f} s, ideal {p.ideal_s:.3f} s, "
+                f"efficiency {p.efficiency:.3f}; a running stream's inter-token latency {p.itl_ms:.1f} ms alone, "
+                f"p99 {p.p99_ms:.1f} ms under such prompts ({p.p99_ms / p.itl_ms:.2f}x)",
+            )

@@ -51,7 +51,7 @@ def compare(
     source = checkpoint(shape, dtype)
     vocabulary = load_config(source).vocab_size
     folder = shards(source, nodes, dtype, say)
-    node_options = ["--threads", str(threads), "--kv-memory", "1G", *options]
+    node_options = ["--threads", str(threads), "--kv-memory", "1G", "--no-speculate", *options]
     with BenchRing(folder, nodes, node_options) as ring, Reference(source, dtype, threads * nodes) as reference:
 
         async def measure(batch: int) -> Comparison:
@@ -59,7 +59,7 @@ def compare(
             result = Comparison(shape, dtype, nodes, batch, prompt, new_tokens, [], [], 0.0)
             async with RingClient(ring.clients) as client:
                 for repeat in range(repeats + 1):
-                    ours = await run_round(client, prompts, new_tokens)
+                    ours = await run_round(client, prompts, new_tokens, dense=True)
                     theirs = await asyncio.to_thread(reference.run, prompts, new_tokens)
                     if repeat == 0:  # the first of each warms up
                         continue

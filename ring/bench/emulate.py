@@ -60,7 +60,7 @@ class EmulatedStage:
 
 def answered_positions(runs: list[Run]) -> list[int]:
     """The positions of the tokens that are sampled."""
-    return [run.start + run.count for run in runs if run.sampling is not None]
+    return [position for run in runs for position in run.answered]
 
 
 def emulated_token(position: int, vocabulary: int) -> int:

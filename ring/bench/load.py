@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from dataclasses import dataclass, field
@@ -33,10 +34,11 @@ class Round:
 
     @property
     def decode_rate(self) -> float:
-        """New tokens a second from the moment when every sequence has its first until the last token."""
+        """New tokens a second while all sequences decode: from when each has its first token until one has its last."""
         start = max(times[0] for times in self.arrivals)
-        count = sum(at > start for times in self.arrivals for at in times)
-        return count / (self.wall_s - start) if count else 0.0
+        end = min(times[-1] for times in self.arrivals)
+        count = sum(start < at <= end for times in self.arrivals for at in times)
+        return count / (end - start) if count else 0.0
 
     @property
     def rate(self) -> float:
@@ -55,17 +57,42 @@ def random_prompts(count: int, length: int, vocabulary: int, seed: int = 0) -> l
     return [[chance.randrange(1, vocabulary) for _ in range(length)] for _ in range(count)]
 
 
-async def run_round(client: RingClient, prompts: list[list[int]], new_tokens: int, temperature: float = 0.0) -> Round:
-    """All prompts at once, greedily, each for exactly `new_tokens`."""
+async def run_round(client: RingClient, prompts: list[list[int]], new_tokens: int, dense: bool = False) -> Round:
+    """All prompts at once, greedily, each for exactly `new_tokens`.
+
+    A ring prefills some prompts while others decode already. A `dense` round goes on until all sequences together have
+    decoded for `new_tokens`, so that `decode_rate` is that of the full batch; only the first `new_tokens` are kept.
+    """
     started = time.perf_counter()
+    arrivals: list[list[float]] = [[] for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
 
-    async def one(prompt: list[int]) -> tuple[list[float], list[int]]:
-        times, tokens = [], []
-        options = {"max_tokens": new_tokens, "ignore_eos": True, "temperature": temperature, "seed": 1}
-        async for event in client.generate(token_ids=prompt, **options):  # type: ignore[arg-type]
-            times += [time.perf_counter() - started] * len(event.token_ids)
-            tokens += event.token_ids
-        return times, tokens
+    def enough() -> bool:
+        if not all(arrivals):
+            return False
+        start = max(times[0] for times in arrivals)
+        return all(sum(at > start for at in times) >= new_tokens - 1 for times in arrivals)
 
-    done = await asyncio.gather(*(one(prompt) for prompt in prompts))
-    return Round([times for times, _ in done], [tokens for _, tokens in done])
+    async def one(k: int) -> None:
+        options = {"max_tokens": new_tokens * (8 if dense else 1), "ignore_eos": True}
+        async with contextlib.aclosing(client.generate(token_ids=prompts[k], **options)) as events:  # type: ignore[arg-type]
+            async for event in events:
+                arrivals[k] += [time.perf_counter() - started] * len(event.token_ids)
+                tokens[k] += event.token_ids
+                if dense and enough():
+                    return
+
+    async def until_enough() -> None:
+        tasks = [asyncio.create_task(one(k)) for k in range(len(prompts))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED if dense else asyncio.ALL_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    await until_enough()
+    return Round(arrivals, [kept[:new_tokens] for kept in tokens])

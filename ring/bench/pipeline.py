@@ -18,18 +18,21 @@ from ring.wire.clients import Lap
 
 SHAPE = "gpt2-tiny"
 VOCABULARY = 512
-WARM_UP_S = 3.0
+NODE_OPTIONS = ["--threads", "1", "--no-speculate"]
 
 
 @dataclass(slots=True)
 class Throughput:
-    """Steps a second of a full pipeline, against one each `step_ms`; hop overhead is all of a hop but compute and queue."""
+    """Tokens a second, against the ideal: every sequence one token in the time that a lap's steps and links take.
+
+    `hop_us_p50` is what a hop takes beside computing, waiting in a queue and the link's own delay.
+    """
 
     stages: int
     step_ms: float
     delay_ms: float
     sequences: int
-    steps_per_s: float
+    tokens_per_s: float
     efficiency: float
     hop_us_p50: float
     idle_cpu: float
@@ -43,7 +46,7 @@ def throughput(
     # A lap takes `stages` steps and as many links; a full ring has that many microbatches on the way.
     filled = int(stages * (1 + delay_ms / step_ms) + 1.999)
     sequences = 2 * filled
-    with BenchRing(folder, stages, [], [step_ms] * stages, 0.0, delay_ms) as ring:
+    with BenchRing(folder, stages, NODE_OPTIONS, [step_ms] * stages, 0.0, delay_ms) as ring:
         return asyncio.run(_throughput(ring, stages, step_ms, delay_ms, sequences, new_tokens, idle_s))
 
 
@@ -64,13 +67,14 @@ async def _throughput(
         await run_round(client, prompts, new_tokens)
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
-    # The steady middle: from the first lap that began when all were decoding to where the first sequences end.
-    steady = laps[len(laps) // 5 : -len(laps) // 10]
+    # The steady middle: without the first laps, which prefill, and the last, in which sequences end.
+    steady = laps[len(laps) // 5 : -len(laps) // 5]
     ends = [lap.started_ns + lap.duration_ns for lap in steady]
-    rate = (len(ends) - 1) / ((ends[-1] - ends[0]) / 1e9)
+    tokens = sum(len(lap.runs) for lap in steady[1:])
+    rate = tokens / ((ends[-1] - ends[0]) / 1e9)
     hops = [(hop.send_ns + hop.wire_ns) / 1e3 - delay_ms * 1e3 for lap in steady for hop in lap.hops]
-    efficiency = rate * step_ms / 1e3
-    return Throughput(stages, step_ms, delay_ms, sequences, rate, efficiency, median(hops), idle)
+    ideal = sequences / (stages * (step_ms + delay_ms) / 1e3)
+    return Throughput(stages, step_ms, delay_ms, sequences, rate, rate / ideal, median(hops), idle)
 
 
 async def idle_cpu(ring: BenchRing, seconds: float) -> float:
@@ -107,7 +111,7 @@ def long_prompts(stages: int, step_ms: float, prompt: int, say: Callable[[str], 
     """A whole model that takes `stages * step_ms` a step, cut into `stages`."""
     token_ms = step_ms / 32  # a microbatch of 32 tokens takes as long as one of a single token, as on a real CPU
     folder = shards(checkpoint(SHAPE, "float32"), stages, "float32", say)
-    with BenchRing(folder, stages, [], [step_ms] * stages, token_ms) as ring:
+    with BenchRing(folder, stages, NODE_OPTIONS, [step_ms] * stages, token_ms) as ring:
         return asyncio.run(_long_prompts(ring, stages, step_ms, token_ms, prompt))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,15 @@ from weights_tools.shard import ShardError, read_manifest
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", **NO_TOKENS},
-    "gpt2-tiny": {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 8, "vocab_size": 512, **NO_TOKENS},
+    "gpt2-tiny": {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 8,
+        "n_positions": 8192,
+        "vocab_size": 512,
+        **NO_TOKENS,
+    },
     "llama-1b": {
         "model_type": "llama",
         "hidden_size": 2048,
@@ -43,7 +52,8 @@ def checkpoint(shape: str, dtype: str) -> Path:
         return Path(shape)
     if shape not in SHAPES:
         raise BenchError(f"'{shape}' is neither a checkpoint's folder nor one of {', '.join(SHAPES)}")
-    folder = cache_folder() / "bench" / f"{shape}-{dtype}"
+    digest = hashlib.sha256(repr(SHAPES[shape]).encode()).hexdigest()[:8]
+    folder = cache_folder() / "bench" / f"{shape}-{dtype}-{digest}"
     if not (folder / "config.json").exists():
         make_random(SHAPES[shape], dtype, folder)
     return folder

@@ -16,6 +16,7 @@ import msgspec
 import torch
 import zmq
 
+from ring.head.drafts import Drafter
 from ring.head.forming import Formation
 from ring.head.laps import LapClock
 from ring.head.pace import Pace
@@ -66,11 +67,12 @@ GIVE_UP_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the head accepts: tokens in a microbatch, sequences at once, requests waiting."""
+    """What the head accepts: tokens in a microbatch, sequences at once, requests waiting; and whether it guesses ahead."""
 
     token_budget: int = 128
     max_running: int = 64
     max_waiting: int = 256
+    speculate: bool = True
 
 
 class Head:
@@ -224,7 +226,9 @@ class Head:
         fresh = self.scheduler.complete(message.microbatch, message.tokens)
         self._count(len(fresh))
         for sequence, token in fresh:
-            stream = self.streams[sequence.number]
+            stream = self.streams.get(sequence.number)
+            if stream is None:  # an earlier token of this lap was its last
+                continue
             tokens, reason = stream.push(token)
             if not self._reply(stream.client, tokens):
                 self._drop(stream)
@@ -314,7 +318,8 @@ class Head:
             return refuse("too_long", f"the prompt has {len(prompt)} tokens; this model's context is {limit}, with the answer")
         seed = secrets.randbits(63) if message.seed is None else message.seed
         sampling = Sampling(message.temperature, message.top_p, message.top_k, seed)
-        sequence = Sequence(self._next_sequence, prompt, min(message.max_tokens, room), sampling)
+        drafter = Drafter() if self.limits.speculate else None
+        sequence = Sequence(self._next_sequence, prompt, min(message.max_tokens, room), sampling, drafter=drafter)
         text = TextStream(self.vocabulary.tokenizer, prompt, message.stop)
         try:
             self.scheduler.add(sequence)

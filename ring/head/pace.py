@@ -14,12 +14,14 @@ from math import ceil, log2
 
 WEIGHT = 0.2
 """Of the newest measurement in a running mean."""
-TRIAL = 4
+TRIAL = 6
+HYSTERESIS = 0.9
 PATIENCE = 64
 CHUNKS = 6
 """A prompt in `CHUNKS` pieces for each stage after the first loses a seventh of the time to filling the pipeline."""
 MIN_CHUNK = 32
-SLOWDOWN = 1.25
+"""Tokens; fewer hardly take less time than so many."""
+SLOWDOWN = 1.4
 """How much longer than a decode step a microbatch may take that carries a running stream beside a prompt."""
 
 
@@ -27,14 +29,17 @@ SLOWDOWN = 1.25
 class Trials:
     """One number of decoding sequences, the ways to divide it, and the lap time that each has shown.
 
-    Each is tried for a few laps, then the best is kept; the others get another chance after 64 laps, 128, 256 …
+    The first is taken for 64 laps, which most requests never last. Then each is tried for a few, and the first is kept
+    unless another was clearly faster; the others get another chance after 128 laps, 256 … The fastest lap of a trial
+    counts: what else the machine does only makes laps longer.
     """
 
     ways: list[int]
     laps: dict[int, float] = field(default_factory=dict)
     current: int = 0
     seen: int = 0
-    patience: int = PATIENCE
+    patience: int = 2 * PATIENCE
+    tried: bool = False
 
     def __post_init__(self) -> None:
         self.current = self.ways[0]
@@ -44,19 +49,21 @@ class Trials:
         if groups != self.current:
             return
         self.seen += 1
-        if self.seen <= 2 * groups:  # the way before is still passing through the stages
+        passed = self.seen - 2 * groups  # until then the way before is still passing through the stages
+        if passed < 1:
             return
-        known = self.laps.get(groups) if self.seen > 2 * groups + 1 else None
-        self.laps[groups] = duration if known is None else known + WEIGHT * (duration - known)
-        if self.seen < 2 * groups + TRIAL:
+        fresh = passed == 1 or passed % PATIENCE == 0
+        self.laps[groups] = duration if fresh else min(self.laps[groups], duration)
+        if passed < (TRIAL if self.tried else PATIENCE):
             return
+        self.tried = True
         if untried := [way for way in self.ways if way not in self.laps]:
             self._turn(untried[0])
             return
-        best = min(self.laps, key=self.laps.__getitem__)
+        best = min(self.laps, key=lambda way: self.laps[way] * (HYSTERESIS if way == self.ways[0] else 1.0))
         if best != self.current:
             self._turn(best)
-        elif self.seen >= self.patience:
+        elif passed >= self.patience and len(self.ways) > 1:
             self.patience *= 2
             others = [way for way in self.ways if way != self.current]
             self._turn(others[self.patience.bit_length() % len(others)])
@@ -99,7 +106,7 @@ class Pace:
         self._ratio += WEIGHT * (min(ratio, 4.0 * self.stages) - self._ratio)
         if prefill:
             each = slowest / tokens
-            self._token = each if self._token is None else min(each, self._token * 1.02)
+            self._token = each if self._token is None else min(each, self._token * 1.005)
         else:
             self._step = slowest if self._step is None else self._step + WEIGHT * (slowest - self._step)
             if trials := self._trials.get(self._key(decoding)):
@@ -108,7 +115,7 @@ class Pace:
     @property
     def depth(self) -> int:
         """How many microbatches keep every stage busy; a bubble of a quarter of a step is not worth another."""
-        return max(1, ceil(self._ratio - 0.25))
+        return max(1, ceil(self._ratio - 0.25 - 1e-6))
 
     def groups(self, decoding: int) -> int:
         """Into how many microbatches to divide so many decoding sequences."""
@@ -129,13 +136,10 @@ class Pace:
 
         Beside running streams, so many that they hardly notice; else enough pieces that all stages share a prompt.
         """
-        knee = MIN_CHUNK
-        if self._step is not None and self._token is not None:
-            knee = min(max(int(self._step / self._token), 8), MIN_CHUNK)
         if decoding:
             if self._step is None or self._token is None:
-                return budget
-            return min(budget, max(int(SLOWDOWN * self._step / self._token), knee))
+                return min(budget, 2 * MIN_CHUNK)
+            return min(budget, max(int(SLOWDOWN * self._step / self._token), MIN_CHUNK))
         if self.depth == 1:
             return budget
-        return min(budget, max(ceil(pending / (CHUNKS * (self.depth - 1))), knee))
+        return min(budget, max(ceil(pending / (CHUNKS * (self.depth - 1))), MIN_CHUNK))

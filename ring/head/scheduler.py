@@ -14,6 +14,9 @@ from ring.head.pace import Pace
 from ring.head.sequence import Sequence
 from ring.wire.messages import Run
 
+DRAFTED = 15
+"""Most guesses in a microbatch: with so many rows it hardly takes longer than with one."""
+
 
 class Busy(Exception):
     """The waiting queue is full."""
@@ -38,7 +41,11 @@ class Microbatch:
 
     def token_ids(self) -> list[int]:
         """The input of stage 0: all runs' token ids, end to end."""
-        return [token for sequence, run in self.parts for token in sequence.slice(run.start, run.count)]
+        return [
+            token
+            for sequence, run in self.parts
+            for token in (*sequence.slice(run.start, run.count), *(sequence.drafts if run.answers > 1 else ()))
+        ]
 
 
 class Scheduler:
@@ -69,6 +76,7 @@ class Scheduler:
         self._free_slots = list(range(max_running - 1, -1, -1))
         self._released: list[int] = []
         self._next_number = 0
+        self._unanswered = 0  # microbatches without a decoding sequence sent since the last one came back
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
@@ -89,6 +97,8 @@ class Scheduler:
         # One more than the stages need hides the hops, but makes running streams wait for it.
         if len(self.in_flight) >= self.pace.depth + (not decoding):
             return None
+        if decoding and self._unanswered and not self._ready:
+            return None  # a pile of them at the first stage would be in the running streams' way
         groups = self.pace.groups(decoding)
         parts = self._decode_parts(decoding, groups)
         decodes = len(parts)
@@ -96,8 +106,9 @@ class Scheduler:
         prefilling = [sequence for sequence in self.running if not sequence.decoding]
         if prefilling:
             pending = sum(sequence.prefill - sequence.dispatched for sequence in prefilling)
-            budget = max(1, self.pace.chunk(pending, decoding, self.token_budget) - decodes)
-            budget = min(budget, self.token_budget - decodes)
+            used = sum(run.count for _, run in parts)
+            budget = max(1, self.pace.chunk(pending, decoding, self.token_budget) - used)
+            budget = min(budget, self.token_budget - used)
             for sequence in prefilling:
                 if budget == 0:
                     break
@@ -108,6 +119,7 @@ class Scheduler:
             return None
         microbatch = Microbatch(self._next_number, parts, decodes, decoding, groups)
         self._next_number += 1
+        self._unanswered += not decodes
         self.in_flight[microbatch.number] = microbatch
         return microbatch
 
@@ -116,24 +128,28 @@ class Scheduler:
 
         Raises:
             KeyError: it is not in flight.
-            ValueError: not one token for each sampled run.
+            ValueError: not as many tokens as were asked for.
         """
         microbatch = self.in_flight[number]
-        sampled = [sequence for sequence, run in microbatch.parts if run.sampling is not None]
-        if len(sampled) != len(tokens):
-            raise ValueError(f"{len(tokens)} tokens for {len(sampled)} sampled runs")
+        sampled = [(sequence, run.answers) for sequence, run in microbatch.parts if run.sampling is not None]
+        wanted = sum(answers for _, answers in sampled)
+        if wanted != len(tokens):
+            raise ValueError(f"{len(tokens)} tokens for {wanted} sampled positions")
         del self.in_flight[number]
+        self._unanswered = 0
         fresh = []
-        for sequence, token in zip(sampled, tokens, strict=True):
+        offset = 0
+        for sequence, answers in sampled:
             if not sequence.finished:
-                sequence.generated.append(token)
+                fresh += [(sequence, token) for token in sequence.extend(tokens[offset : offset + answers])]
                 self._ready.append(sequence)
-                fresh.append((sequence, token))
+            offset += answers
         return fresh
 
     def fail(self, number: int) -> list[Sequence]:
         """A microbatch was lost to a fault: its live sequences, which the caller now removes."""
         microbatch = self.in_flight.pop(number)
+        self._unanswered = 0
         return [sequence for sequence, _ in microbatch.parts if not sequence.finished]
 
     def remove(self, sequence: Sequence) -> None:
@@ -162,6 +178,7 @@ class Scheduler:
     def rewind(self) -> None:
         """The ring was broken and has lost its KV caches: forget what is in flight, replay every running sequence."""
         self.in_flight.clear()
+        self._unanswered = 0
         self._ready.clear()
         self._released.clear()
         for sequence in self.running:
@@ -175,7 +192,18 @@ class Scheduler:
         if not self._ready or sum(microbatch.decodes > 0 for microbatch in self.in_flight.values()) >= groups:
             return []
         share = min(-(-decoding // groups), len(self._ready), self.token_budget)
-        return [(sequence, self._dispatch(sequence, 1)) for sequence in (self._ready.popleft() for _ in range(share))]
+        # Guesses fill what would stay empty: stages without a microbatch, rows of one that has few.
+        room = min(self.token_budget - share, DRAFTED) // share if decoding < max(2, self.pace.depth) else 0
+        return [self._decode(sequence, room) for sequence in (self._ready.popleft() for _ in range(share))]
+
+    def _decode(self, sequence: Sequence, room: int) -> tuple[Sequence, Run]:
+        """The last token of a sequence, and up to `room` guesses at those after it."""
+        run = self._dispatch(sequence, 1)
+        room = min(room, sequence.reserve - run.start - 1)
+        if sequence.drafter is not None and room > 0 and (drafts := sequence.drafter.propose(room)):
+            sequence.drafts = drafts
+            run = Run(run.slot, run.start, 1 + len(drafts), run.reserve, run.sampling, 1 + len(drafts))
+        return sequence, run
 
     def _dispatch(self, sequence: Sequence, count: int) -> Run:
         assert sequence.slot is not None

@@ -67,6 +67,8 @@ class KVCache(Cache):
             raise RunError("two runs of one microbatch name the same slot")
         for run in runs:
             slot = self.slots.get(run.slot)
+            if run.answers > run.count:
+                raise RunError(f"slot {run.slot}: {run.answers} answers to {run.count} tokens")
             if run.start + run.count > run.reserve:
                 raise RunError(f"slot {run.slot}: positions up to {run.start + run.count} but a reserve of {run.reserve}")
             if run.start and (slot is None or run.start > slot.length or run.start + run.count > slot.reserve):

@@ -128,7 +128,7 @@ class StageModel:
             runs: how the T rows divide into sequences.
 
         Returns:
-            Hidden states (T, hidden size); on the last stage logits (S, vocabulary) of the S runs that are sampled.
+            Hidden states (T, hidden size); on the last stage logits (S, vocabulary) of the S rows that are sampled.
 
         Raises:
             RunError: a run that does not fit what is cached.
@@ -177,12 +177,11 @@ class StageModel:
 
 
 def sampled_rows(runs: list[Run]) -> list[int]:
-    """The row of the last token of every run that is sampled."""
-    rows, end = [], 0
+    """The rows of the tokens that are followed by a sampled one."""
+    rows, offset = [], 0
     for run in runs:
-        end += run.count
-        if run.sampling is not None:
-            rows.append(end - 1)
+        rows += [offset + position - 1 - run.start for position in run.answered]
+        offset += run.count
     return rows
 
 
