@@ -17,11 +17,15 @@ import ring.start
 
 @dataclass(frozen=True, slots=True)
 class Emulation:
-    """A stage that takes `step_ms`, or `token_ms` for each token if that is longer, behind a link of `delay_ms`."""
+    """A stage that takes `step_ms`, or `token_ms` for each token if that is longer, behind a link of `delay_ms`.
+
+    What it generates repeats after `period` tokens.
+    """
 
     step_ms: float
     token_ms: float
     delay_ms: float
+    period: int | None
 
 
 def run(arguments: list[str], log: str, emulation: Emulation | None, core: int | None) -> None:
@@ -35,6 +39,6 @@ def run(arguments: list[str], log: str, emulation: Emulation | None, core: int |
     if emulation is not None:
         from ring.bench.emulate import install
 
-        install(emulation.step_ms / 1000, emulation.token_ms / 1000, emulation.delay_ms / 1000)
+        install(emulation.step_ms / 1000, emulation.token_ms / 1000, emulation.delay_ms / 1000, emulation.period)
     sys.argv = ["ring", *arguments]
     ring.cli.app()

@@ -92,7 +92,7 @@ def pipeline(
     import msgspec
 
     with sentences():
-        from ring.bench.pipeline import long_prompts, throughput
+        from ring.bench.pipeline import long_prompts, speculation, throughput
 
         def show(fields: object, line: str) -> None:
             print(msgspec.json.encode(fields).decode() if as_json else line, flush=True)
@@ -113,3 +113,9 @@ def pipeline(
                 f"efficiency {p.efficiency:.3f}; a running stream's inter-token latency {p.itl_ms:.1f} ms alone, "
                 f"p99 {p.p99_ms:.1f} ms under such prompts ({p.p99_ms / p.itl_ms:.2f}x)",
             )
+        g = speculation(max(numbers(stages)), step_ms, say)
+        show(
+            g,
+            f"{g.stages} stages, one stream, guessing ahead: {g.repetitive:.2f}x on text that repeats, "
+            f"{g.unpredictable:.3f}x on text that never does",
+        )

@@ -28,15 +28,19 @@ from weights_tools.shard import read_manifest
 
 
 class EmulatedStage:
-    """Has the interface of a StageModel; `forward` sleeps `step_s`, or `token_s` for each token if that is longer."""
+    """Has the interface of a StageModel; `forward` sleeps `step_s`, or `token_s` for each token if that is longer.
 
-    def __init__(self, folder: Path, step_s: float, token_s: float) -> None:
+    What is generated repeats after `period` tokens, or after as many as the vocabulary has.
+    """
+
+    def __init__(self, folder: Path, step_s: float, token_s: float, period: int | None) -> None:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         self.manifest = read_manifest(folder)
         self.step_s, self.token_s = step_s, token_s
         self.dtype = DTYPES[self.manifest.dtype]
         self.hidden_size: int = config.hidden_size
         self.vocabulary: int = config.vocab_size
+        self.period = period or self.vocabulary - 1
         self.cache = KVCache(0, 1, torch.device("cpu"))
 
     def forward(self, inputs: Tensor, runs: list[Run]) -> Tensor:
@@ -47,7 +51,7 @@ class EmulatedStage:
         if self.manifest.is_last:
             output = torch.zeros(len(sampled_rows(runs)), self.vocabulary)
             for row, at in zip(output, answered_positions(runs), strict=True):
-                row[emulated_token(at, self.vocabulary)] = 1.0
+                row[1 + at % self.period] = 1.0
         else:
             output = torch.zeros(len(inputs), self.hidden_size, dtype=self.dtype)
         time.sleep(max(0.0, until - time.monotonic()))
@@ -61,11 +65,6 @@ class EmulatedStage:
 def answered_positions(runs: list[Run]) -> list[int]:
     """The positions of the tokens that are sampled."""
     return [position for run in runs for position in run.answered]
-
-
-def emulated_token(position: int, vocabulary: int) -> int:
-    """What stands at this position of anything that is generated."""
-    return 1 + position % (vocabulary - 1)
 
 
 class DelayedOutbox:
@@ -106,9 +105,9 @@ class DelayedOutbox:
         self._thread.join()
 
 
-def install(step_s: float, token_s: float, delay_s: float) -> None:
+def install(step_s: float, token_s: float, delay_s: float, period: int | None) -> None:
     """Give every node of this process, from now on, an emulated stage and link."""
     module: Any = ring.start
-    module.load_stage = lambda folder, *_: EmulatedStage(folder, step_s, token_s)
+    module.load_stage = lambda folder, *_: EmulatedStage(folder, step_s, token_s, period)
     if delay_s:
         module.Outbox = lambda context, address: DelayedOutbox(context, address, delay_s)

@@ -36,6 +36,7 @@ class BenchRing:
         emulate: for each stage the milliseconds that it takes a microbatch; None computes for real.
         token_ms: with `emulate`, the least time a token takes, so that a full microbatch takes longer.
         delay_ms: with `emulate`, what every link adds.
+        period: with `emulate`, after how many tokens what is generated repeats; None: hardly ever.
         pin: one core for each node, as far as there are cores.
     """
 
@@ -45,6 +46,7 @@ class BenchRing:
     emulate: list[float] | None = None
     token_ms: float = 0.0
     delay_ms: float = 0.0
+    period: int | None = None
     pin: bool = False
     processes: list[ForkServerProcess] = field(default_factory=list)
 
@@ -59,7 +61,9 @@ class BenchRing:
             command = ["node", str(self.shards / f"stage-{stage}"), "--with-parent", "--no-verify"]
             command += ["--listen", addresses[stage], "--next", addresses[(stage + 1) % self.stages]]
             command += ["--clients", self.clients] if stage == 0 else []
-            emulation = None if self.emulate is None else Emulation(self.emulate[stage], self.token_ms, self.delay_ms)
+            emulation = (
+                None if self.emulate is None else Emulation(self.emulate[stage], self.token_ms, self.delay_ms, self.period)
+            )
             core = stage % (os.cpu_count() or 1) if self.pin else None
             arguments = ([*command, *self.options], str(self.log(stage)), emulation, core)
             process = context.Process(target=run, args=arguments, daemon=True)

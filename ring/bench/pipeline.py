@@ -131,3 +131,30 @@ async def _long_prompts(ring: BenchRing, stages: int, step_ms: float, token_ms: 
     p99 = quantiles(busy.gaps_s[5:], n=100)[98]
     ideal = prompt * token_ms / 1e3
     return LongPrompts(stages, prompt, ttft, ideal, ideal / ttft, itl * 1e3, p99 * 1e3)
+
+
+@dataclass(slots=True)
+class Speculation:
+    """One stream's decode rates with guessing ahead over those without, on text that repeats and on text that never does."""
+
+    stages: int
+    repetitive: float
+    unpredictable: float
+
+
+def speculation(stages: int, step_ms: float, say: Callable[[str], None], new_tokens: int = 150) -> Speculation:
+    """Tokens a second of a lonely stream, on emulated stages."""
+    folder = shards(checkpoint(SHAPE, "float32"), stages, "float32", say)
+
+    async def rate(ring: BenchRing) -> float:
+        async with RingClient(ring.clients) as client:
+            rates = [(await run_round(client, random_prompts(1, 64, VOCABULARY), new_tokens)).decode_rate for _ in range(2)]
+        return median(rates)
+
+    rates: dict[tuple[int | None, str], float] = {}
+    for period in (23, None):
+        for option in ("--speculate", "--no-speculate"):
+            with BenchRing(folder, stages, ["--threads", "1", option], [step_ms] * stages, period=period) as ring:
+                rates[period, option] = asyncio.run(rate(ring))
+    gains = [rates[period, "--speculate"] / rates[period, "--no-speculate"] for period in (23, None)]
+    return Speculation(stages, *gains)
