@@ -28,7 +28,7 @@ class Emulation:
     period: int | None
 
 
-def run(arguments: list[str], log: str, emulation: Emulation | None, core: int | None) -> None:
+def run(arguments: list[str], log: str, emulation: Emulation | None, core: int | None, slow: float) -> None:
     """Run the `ring` command, its output going to `log`."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -40,5 +40,9 @@ def run(arguments: list[str], log: str, emulation: Emulation | None, core: int |
         from ring.bench.emulate import install
 
         install(emulation.step_ms / 1000, emulation.token_ms / 1000, emulation.delay_ms / 1000, emulation.period)
+    if slow > 1:
+        from ring.bench.emulate import slow_down
+
+        slow_down(slow)
     sys.argv = ["ring", *arguments]
     ring.cli.app()

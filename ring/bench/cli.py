@@ -6,10 +6,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 app = typer.Typer(no_args_is_help=True, help="Measure: rings on this machine, in what they compute and in what they cost.")
 notes = Console(stderr=True, highlight=False)
@@ -119,3 +121,33 @@ def pipeline(
             f"{g.stages} stages, one stream, guessing ahead: {g.repetitive:.2f}x on text that repeats, "
             f"{g.unpredictable:.3f}x on text that never does",
         )
+
+
+@app.command()
+def study(
+    out: Annotated[Path, typer.Option(help="The study's folder; one that was interrupted is gone on with.")] = Path("study"),
+    shape: Annotated[str, typer.Option(help="gpt2, llama-1b, gpt2-tiny (random weights), or a checkpoint's folder.")] = "gpt2",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    nodes: Annotated[str, typer.Option(metavar="N,N")] = "1,2,3,4",
+    prompt: Annotated[str, typer.Option(metavar="N,N", help="Tokens of every prompt.")] = "16,64,128,256,512,1024",
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once.")] = "1,4,8,16",
+    slow: Annotated[str, typer.Option(metavar="N,N", help="Also with the last node so many times as slow.")] = "1,2,4,8",
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
+    warm_ups: Annotated[int, typer.Option(min=0)] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds of every cell.")] = 5,
+) -> None:
+    """Throughput and latency against nodes, prompt length and batch: raw results, CSV, a report and plots."""
+    with sentences():
+        from ring.bench.report import write_report
+        from ring.bench.study import Plan, run_study
+
+        grid = (numbers(nodes), numbers(prompt), numbers(batch))
+        plan = Plan(shape, dtype, *grid, new_tokens, warm_ups, repeats, [*map(float, numbers(slow))])
+        columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        try:
+            with Progress(*columns, console=notes, disable=not notes.is_terminal) as bar:
+                task = bar.add_task("", total=len(plan.cells()) * repeats)
+                run_study(plan, out, lambda line: bar.console.print(line), lambda count: bar.advance(task, count))
+        finally:
+            for path in write_report(out):
+                say(f"wrote {path}")

@@ -20,7 +20,7 @@ from transformers import AutoConfig
 
 import ring.start
 from ring.stage.kv import KVCache
-from ring.stage.model import DTYPES, sampled_rows
+from ring.stage.model import DTYPES, StageModel, sampled_rows
 from ring.wire.frames import Buffer
 from ring.wire.links import Outbox
 from ring.wire.messages import Run
@@ -111,3 +111,17 @@ def install(step_s: float, token_s: float, delay_s: float, period: int | None) -
     module.load_stage = lambda folder, *_: EmulatedStage(folder, step_s, token_s, period)
     if delay_s:
         module.Outbox = lambda context, address: DelayedOutbox(context, address, delay_s)
+
+
+def slow_down(factor: float) -> None:
+    """Make this process's stage take `factor` times as long, as on a slower machine: it sleeps, others may compute."""
+    forward = StageModel.forward
+
+    def slower(self: StageModel, inputs: Tensor, runs: list[Run]) -> Tensor:
+        started = time.monotonic()
+        output = forward(self, inputs, runs)
+        time.sleep((factor - 1) * (time.monotonic() - started))
+        return output
+
+    model: Any = StageModel
+    model.forward = slower

@@ -37,6 +37,7 @@ class BenchRing:
         token_ms: with `emulate`, the least time a token takes, so that a full microbatch takes longer.
         delay_ms: with `emulate`, what every link adds.
         period: with `emulate`, after how many tokens what is generated repeats; None: hardly ever.
+        slow: how many times as long the last stage takes, by sleeping.
         pin: one core for each node, as far as there are cores.
     """
 
@@ -47,6 +48,7 @@ class BenchRing:
     token_ms: float = 0.0
     delay_ms: float = 0.0
     period: int | None = None
+    slow: float = 1.0
     pin: bool = False
     processes: list[ForkServerProcess] = field(default_factory=list)
 
@@ -64,8 +66,9 @@ class BenchRing:
             emulation = (
                 None if self.emulate is None else Emulation(self.emulate[stage], self.token_ms, self.delay_ms, self.period)
             )
+            slow = self.slow if stage == self.stages - 1 else 1.0
             core = stage % (os.cpu_count() or 1) if self.pin else None
-            arguments = ([*command, *self.options], str(self.log(stage)), emulation, core)
+            arguments = ([*command, *self.options], str(self.log(stage)), emulation, core, slow)
             process = context.Process(target=run, args=arguments, daemon=True)
             process.start()
             self.processes.append(process)
@@ -129,7 +132,7 @@ def environment() -> dict[str, object]:
         "cores": psutil.cpu_count(logical=False),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "python": sys.version.split()[0],
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "ring": __version__,
     }
