@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from ring import keyring
+from ring.bench.cli import app as bench
 from ring.sentences import errors, sentences
 from weights_tools.cli import add_commands
 
@@ -48,6 +49,7 @@ def prove(config: PreTrainedConfig) -> None:
 
 add_commands(app, prove)
 app.add_typer(keyring.app, name="keys")
+app.add_typer(bench, name="bench")
 
 
 def parse_bytes(text: str) -> int:
@@ -101,6 +103,9 @@ def node(
     watchdog: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Give up when one microbatch takes longer, to be started again.")
     ] = 60.0,
+    speculate: Annotated[
+        bool, typer.Option(help="Stage 0 only: guess ahead from what was said before, where the ring has room.")
+    ] = True,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", help="Stop when the process that started this one is gone.")
     ] = False,
@@ -127,7 +132,7 @@ def node(
             keys=keys,
             insecure=insecure,
             watchdog=watchdog,
-            limits=Limits(token_budget, max_running, max_waiting, recovery_timeout),
+            limits=Limits(token_budget, max_running, max_waiting, recovery_timeout, speculate),
         )
         run_node(options, lambda line: print(line, flush=True))
 

@@ -207,11 +207,11 @@ class StageLoop:
         try:
             check_input(arrived.tensor, self.stage, self.info)
             output = self.stage.forward(arrived.tensor, message.runs)
-            samplings = [run.sampling for run in message.runs if run.sampling is not None]
+            samplings = [run.sampling for run in message.runs if run.sampling is not None for _ in run.answered]
             tokens: list[int | None] = []
             likely: list[LogprobRow] = []
             if self.info.stage == self.info.stages - 1 and samplings:
-                positions = [run.start + run.count for run in message.runs if run.sampling is not None]
+                positions = [position for run in message.runs for position in run.answered]
                 tokens = sample(output, samplings, positions)
                 likely = logprobs(output, samplings, tokens)
         except Exception as error:  # one microbatch's fault must not take the node down

@@ -1,7 +1,8 @@
 """Where to cut: contiguous ranges of layers, one a stage, so that the slowest stage is as fast as can be.
 
 A decode step reads every weight of a stage once, so a stage's time is its layers' bytes, on the last stage with the LM
-head's. Of the embedding a step reads a row per token: it costs memory on stage 0, but no time.
+head's. A byte of the LM head counts less: it is one wide product, where a layer has several narrow ones and attention
+besides. Of the embedding a step reads a row per token: it costs memory on stage 0, but no time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from itertools import accumulate
 Ranges = list[tuple[int, int]]
 """Each stage's first layer, and the one after its last."""
 Weigh = Callable[[int, int, int], int]
+HEAD_TIME = 0.6
+"""Time that a byte of the LM head takes, where a layer's takes 1: measured on GPT-2 Small, 8 sequences, 0.63 in float32
+and 0.56 in bfloat16."""
 
 
 class PartitionError(ValueError):
@@ -39,10 +43,10 @@ def balance(costs: Sequence[int], stages: int, head: int = 0, embedding: int = 0
     sums = [0, *accumulate(costs)]
 
     def time(start: int, end: int, stage: int) -> int:
-        return sums[end] - sums[start] + (head if stage == stages - 1 else 0)
+        return sums[end] - sums[start] + (round(head * HEAD_TIME) if stage == stages - 1 else 0)
 
     def size(start: int, end: int, stage: int) -> int:
-        return time(start, end, stage) + (embedding if stage == 0 else 0)
+        return sums[end] - sums[start] + (head if stage == stages - 1 else 0) + (embedding if stage == 0 else 0)
 
     def within(weigh: Weigh, limit: int, value: Weigh) -> Weigh:
         return lambda start, end, stage: value(start, end, stage) if weigh(start, end, stage) <= limit else IMPOSSIBLE

@@ -1,1 +1,1 @@
-"""Experiments on a running ring, and their reports."""
+"""Experiments on rings and their reports: `ring bench`."""

@@ -15,8 +15,10 @@ import msgspec
 import torch
 import zmq
 
+from ring.head.drafts import Drafter
 from ring.head.forming import Formation
 from ring.head.laps import LapClock
+from ring.head.pace import Pace
 from ring.head.scheduler import Busy, Microbatch, Scheduler, TooLong
 from ring.head.sequence import Sequence
 from ring.head.spares import Spares
@@ -35,6 +37,7 @@ from ring.wire.clients import (
     GetStatus,
     HeadMessage,
     Lap,
+    LapHop,
     LapRun,
     Notice,
     StageStatus,
@@ -68,13 +71,14 @@ GRACE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the head accepts: tokens in a microbatch, sequences at once, requests waiting, and for how many seconds a
-    stream waits for a broken ring to heal."""
+    """What the head accepts: tokens in a microbatch, sequences at once, requests waiting; for how many seconds a stream
+    waits for a broken ring to heal; and whether it guesses ahead."""
 
     token_budget: int = 128
     max_running: int = 64
     max_waiting: int = 256
     recovery_timeout: float = 60.0
+    speculate: bool = True
 
 
 class Head:
@@ -212,7 +216,8 @@ class Head:
     def _formed(self) -> None:
         stages = self.formation.stages
         capacity = min(stage.kv_tokens for stage in stages)
-        self.scheduler.stages, self.scheduler.kv_tokens = len(stages), capacity
+        self.scheduler.kv_tokens = capacity
+        self.scheduler.pace = Pace(len(stages), shared=len({stage.clock for stage in stages}) < len(stages))
         self.lap_clock = LapClock([self.info.clock, *(stage.clock for stage in stages)])
         self.spares.formed()
         for stream in self.streams.values():
@@ -250,22 +255,23 @@ class Head:
             return
         started = self._dispatched.pop(message.microbatch)
         duration, hops = self.lap_clock.measure(started, message.hops, returned)
+        observe(self.scheduler.pace, microbatch, duration, hops)
         for sequence, _ in microbatch.parts:
             if stream := self.streams.get(sequence.number):
                 stream.lap(started, hops)
         runs = [LapRun(s.number, r.start, r.count, r.start < len(s.prompt)) for s, r in microbatch.parts]
-        sampled = (sequence.number for sequence, run in microbatch.parts if run.sampling is not None)
-        likely = dict(zip(sampled, message.logprobs, strict=False))  # without rows where nobody asked
         fresh = self.scheduler.complete(message.microbatch, message.tokens)
         self._count(len(fresh))
-        for sequence, token in fresh:
-            stream = self.streams[sequence.number]
+        for sequence, token, row in fresh:
+            stream = self.streams.get(sequence.number)
+            if stream is None:  # an earlier token of this lap was its last
+                continue
             if token is None:
                 self._fail(stream, "stage_failed", f"stage {self.info.stages - 1} failed: the logits are not finite")
                 continue
             tokens, reason = stream.push(token)
-            if row := likely.get(sequence.number):
-                tokens.logprobs = [self.vocabulary.spell(row)]
+            if sequence.sampling.logprobs is not None:
+                tokens.logprobs = [self.vocabulary.spell(message.logprobs[row])]
             if not self._reply(stream.client, tokens):
                 self._drop(stream)
             elif reason:
@@ -276,9 +282,11 @@ class Head:
 
     def _fits(self, message: Sampled, microbatch: Microbatch) -> bool:
         """Whether an answer is one that this ring could give: a token for each sampled run, a hop for each stage."""
-        wanted = sum(run.sampling is not None for _, run in microbatch.parts)
+        wanted = sum(len(run.answered) for _, run in microbatch.parts)
+        asked = any(run.sampling is not None and run.sampling.logprobs is not None for _, run in microbatch.parts)
         stages = [hop.stage for hop in message.hops]
         known = all(token is None or token < self.vocabulary.size for token in message.tokens)
+        known = known and len(message.logprobs) == (wanted if asked else 0)
         return known and len(message.tokens) == wanted and stages == list(range(len(self.formation.stages)))
 
     def _fault(self, fault: Fault) -> None:
@@ -381,7 +389,8 @@ class Head:
         seed = secrets.randbits(63) if message.seed is None else message.seed
         sampling = Sampling(message.temperature, message.top_p, message.top_k, seed, message.logprobs)
         room = min(room, max(1, self.scheduler.kv_tokens + 1 - len(prompt)))
-        sequence = Sequence(self._next_sequence, prompt, min(message.max_tokens, room), sampling)
+        drafter = Drafter() if self.limits.speculate else None
+        sequence = Sequence(self._next_sequence, prompt, min(message.max_tokens, room), sampling, drafter=drafter)
         text = TextStream(self.vocabulary.tokenizer, prompt, message.stop)
         eos = frozenset() if message.ignore_eos else self.vocabulary.eos
         timings = [StageTiming(stage) for stage in range(len(self.formation.stages))]
@@ -475,3 +484,12 @@ class Head:
             spares=[stage for stage in range(self.info.stages) if self.spares.alive(stage, now)],
             stale=self.stale,
         )
+
+
+def observe(pace: Pace, microbatch: Microbatch, duration: int, hops: list[LapHop]) -> None:
+    """Tell the pace what a lap has cost."""
+    computes = [hop.compute_ns / 1e9 for hop in hops]
+    moving = sum(hop.send_ns + hop.wire_ns for hop in hops) / 1e9
+    tokens = sum(run.count for _, run in microbatch.parts)
+    prefill = microbatch.decodes < len(microbatch.parts)
+    pace.observe(tokens, microbatch.decoding, microbatch.groups, prefill, duration / 1e9, computes, moving)

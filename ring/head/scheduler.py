@@ -8,11 +8,15 @@ tokens, so that running streams keep flowing under a long prompt.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence as TypingSequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from ring.head.pace import Pace
 from ring.head.sequence import Sequence
 from ring.wire.messages import Run
+
+DRAFTED = 15
+"""Most guesses in a microbatch: with so many rows it hardly takes longer than with one."""
 
 
 class Busy(Exception):
@@ -25,18 +29,36 @@ class TooLong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """What goes through the ring together: one run for each of its sequences."""
+    """What goes through the ring together: one run for each of its sequences, the first `decodes` of them decoding.
+
+    It was formed as one of `groups` microbatches that shared all `decoding` sequences.
+    """
 
     number: int
     parts: list[tuple[Sequence, Run]]
+    decodes: int = 0
+    decoding: int = 0
+    groups: int = 1
 
     def token_ids(self) -> list[int]:
         """The input of stage 0: all runs' token ids, end to end."""
-        return [token for sequence, run in self.parts for token in sequence.slice(run.start, run.count)]
+        return [
+            token
+            for sequence, run in self.parts
+            for token in (*sequence.slice(run.start, run.count), *(sequence.drafts if run.answers > 1 else ()))
+        ]
+
+
+class Fresh(NamedTuple):
+    """A new token of a sequence, None if it has failed, and its row among all tokens of the microbatch."""
+
+    sequence: Sequence
+    token: int | None
+    row: int
 
 
 class Scheduler:
-    """Keeps at most `stages + 1` microbatches in flight: one for each stage, and one to hide the hops.
+    """Keeps the stages busy with as few microbatches in flight as that takes; `pace` knows how many.
 
     Args:
         stages: number of stages of the ring.
@@ -57,11 +79,13 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.in_flight: dict[int, Microbatch] = {}
+        self.pace = Pace(stages)
         self.kv_reserved = 0
         self._ready: deque[Sequence] = deque()  # decoding, with their next token known, longest waiting first
         self._free_slots = list(range(max_running - 1, -1, -1))
         self._released: list[int] = []
         self._next_number = 0
+        self._unanswered = 0  # microbatches without a decoding sequence sent since the last one came back
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
@@ -78,48 +102,66 @@ class Scheduler:
 
     def next_microbatch(self) -> Microbatch | None:
         """The next microbatch to send, or None if there is nothing to send or enough is in flight."""
-        if len(self.in_flight) > self.stages:
+        decoding = sum(sequence.decoding for sequence in self.running)
+        # One more than the stages need hides the hops, but makes running streams wait for it.
+        if len(self.in_flight) >= self.pace.depth + (not decoding):
             return None
-        parts = self._decode_parts()
-        budget = self.token_budget - len(parts)
+        if decoding and self._unanswered and not self._ready:
+            return None  # a pile of them at the first stage would be in the running streams' way
+        groups = self.pace.groups(decoding)
+        parts = self._decode_parts(decoding, groups)
+        decodes = len(parts)
         self._admit()
-        for sequence in self.running:
-            if budget == 0:
-                break
-            if not sequence.decoding:
+        prefilling = [sequence for sequence in self.running if not sequence.decoding]
+        if prefilling:
+            pending = sum(sequence.prefill - sequence.dispatched for sequence in prefilling)
+            used = sum(run.count for _, run in parts)
+            budget = max(1, self.pace.chunk(pending, decoding, self.token_budget) - used)
+            budget = min(budget, self.token_budget - used)
+            for sequence in prefilling:
+                if budget == 0:
+                    break
                 count = min(sequence.prefill - sequence.dispatched, budget)
                 parts.append((sequence, self._dispatch(sequence, count)))
                 budget -= count
         if not parts:
             return None
-        microbatch = Microbatch(self._next_number, parts)
+        microbatch = Microbatch(self._next_number, parts, decodes, decoding, groups)
         self._next_number += 1
+        self._unanswered += not decodes
         self.in_flight[microbatch.number] = microbatch
         return microbatch
 
-    def complete(self, number: int, tokens: TypingSequence[int | None]) -> list[tuple[Sequence, int | None]]:
+    def complete(self, number: int, tokens: list[int | None]) -> list[Fresh]:
         """A microbatch came round with these sampled tokens; returns the live sequences' new ones. A sequence whose token
         is None has failed, and is for the caller to remove.
 
         Raises:
             KeyError: it is not in flight.
-            ValueError: not one token for each sampled run.
+            ValueError: not as many tokens as were asked for.
         """
         microbatch = self.in_flight[number]
-        sampled = [sequence for sequence, run in microbatch.parts if run.sampling is not None]
-        if len(sampled) != len(tokens):
-            raise ValueError(f"{len(tokens)} tokens for {len(sampled)} sampled runs")
+        sampled = [(sequence, run.answers) for sequence, run in microbatch.parts if run.sampling is not None]
+        wanted = sum(answers for _, answers in sampled)
+        if wanted != len(tokens):
+            raise ValueError(f"{len(tokens)} tokens for {wanted} sampled positions")
         del self.in_flight[number]
-        fresh = [(sequence, token) for sequence, token in zip(sampled, tokens, strict=True) if not sequence.finished]
-        for sequence, token in fresh:
-            if token is not None:
-                sequence.generated.append(token)
-                self._ready.append(sequence)
+        self._unanswered = 0
+        fresh: list[Fresh] = []
+        row = 0
+        for sequence, answers in sampled:
+            if not sequence.finished:
+                new = sequence.extend(tokens[row : row + answers])
+                fresh += [Fresh(sequence, token, row + index) for index, token in enumerate(new)]
+                if new[-1] is not None:
+                    self._ready.append(sequence)
+            row += answers
         return fresh
 
     def fail(self, number: int) -> list[Sequence]:
         """A microbatch was lost to a fault: its live sequences, which the caller now removes."""
         microbatch = self.in_flight.pop(number)
+        self._unanswered = 0
         return [sequence for sequence, _ in microbatch.parts if not sequence.finished]
 
     def remove(self, sequence: Sequence) -> None:
@@ -148,16 +190,32 @@ class Scheduler:
     def rewind(self) -> None:
         """The ring was broken and has lost its KV caches: forget what is in flight, replay every running sequence."""
         self.in_flight.clear()
+        self._unanswered = 0
         self._ready.clear()
         self._released.clear()
         for sequence in self.running:
             sequence.replay()
 
-    def _decode_parts(self) -> list[tuple[Sequence, Run]]:
-        """This microbatch's even share of all decoding sequences, longest waiting first."""
-        decoding = sum(sequence.decoding for sequence in self.running)
-        share = min(-(-decoding // self.stages), len(self._ready), self.token_budget)
-        return [(sequence, self._dispatch(sequence, 1)) for sequence in (self._ready.popleft() for _ in range(share))]
+    def _decode_parts(self, decoding: int, groups: int) -> list[tuple[Sequence, Run]]:
+        """This microbatch's even share of all decoding sequences, longest waiting first.
+
+        None while `groups` others are on their way: those that come back meanwhile are to go together.
+        """
+        if not self._ready or sum(microbatch.decodes > 0 for microbatch in self.in_flight.values()) >= groups:
+            return []
+        share = min(-(-decoding // groups), len(self._ready), self.token_budget)
+        # Guesses fill what would stay empty: stages without a microbatch, rows of one that has few.
+        room = min(self.token_budget - share, DRAFTED) // share if decoding < max(2, self.pace.depth) else 0
+        return [self._decode(sequence, room) for sequence in (self._ready.popleft() for _ in range(share))]
+
+    def _decode(self, sequence: Sequence, room: int) -> tuple[Sequence, Run]:
+        """The last token of a sequence, and up to `room` guesses at those after it."""
+        run = self._dispatch(sequence, 1)
+        room = min(room, sequence.reserve - run.start - 1)
+        if sequence.drafter is not None and room > 0 and (drafts := sequence.drafter.propose(room)):
+            sequence.drafts = drafts
+            run = Run(run.slot, run.start, 1 + len(drafts), run.reserve, run.sampling, 1 + len(drafts))
+        return sequence, run
 
     def _dispatch(self, sequence: Sequence, count: int) -> Run:
         assert sequence.slot is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ring.head.drafts import Drafter
 from ring.wire.messages import Sampling
 
 
@@ -12,8 +13,9 @@ class Sequence:
     """One prompt and what has been generated for it.
 
     `dispatched` counts the tokens that were sent into the ring (their KV is cached, or will be once the microbatches in
-    flight have passed). `prefill` is how many tokens go in as prefill before decoding, one token a lap, begins: the
-    prompt, or after a failure everything known then.
+    flight have passed). `drafts` are guesses at what follows that are being checked in the ring. `prefill` is how many
+    tokens go in as prefill before decoding, one known token a lap, begins: the prompt, or after a failure everything
+    known then.
     """
 
     number: int
@@ -23,15 +25,19 @@ class Sequence:
     slot: int | None = None
     dispatched: int = 0
     generated: list[int] = field(default_factory=list)
+    drafter: Drafter | None = None
+    drafts: list[int] = field(default_factory=list)
     prefill: int = field(init=False)
     finished: bool = False
 
     def __post_init__(self) -> None:
         self.prefill = len(self.prompt)
+        if self.drafter is not None:
+            self.drafter.learn(self.prompt)
 
     def replay(self) -> None:
         """The KV caches are lost: prefill all that is known, then go on."""
-        self.dispatched, self.prefill = 0, self.length
+        self.dispatched, self.prefill, self.drafts = 0, self.length, []
 
     @property
     def reserve(self) -> int:
@@ -42,6 +48,23 @@ class Sequence:
     def length(self) -> int:
         """Tokens known so far."""
         return len(self.prompt) + len(self.generated)
+
+    def extend(self, answers: list[int | None]) -> list[int | None]:
+        """Take the answers to the last run: all up to the first that its drafts had not foreseen. Returns those; the last
+        is None if the sequence has failed there."""
+        right = 0
+        while right < len(self.drafts) and self.drafts[right] == answers[right]:
+            right += 1
+        fresh = answers[: right + 1]
+        known = [token for token in fresh if token is not None]
+        if self.drafter is not None:
+            if self.drafts:
+                self.drafter.judge(len(self.drafts), right)
+            self.drafter.learn(known)
+        self.generated += known
+        self.dispatched += right
+        self.drafts = []
+        return fresh
 
     @property
     def decoding(self) -> bool:

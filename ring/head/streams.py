@@ -25,13 +25,14 @@ class Stream:
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    pushed: int = 0
 
     def resume(self, generated: list[int]) -> FinishReason | None:
         """Take tokens that the client has already; returns why the stream ended with them, if it did."""
         reason: FinishReason | None = None
         for token in generated:
             if reason is None:
-                self.sequence.generated.append(token)
+                self.sequence.extend([token])
                 _, reason = self.push(token)
         self.sequence.replay()
         self.first_token = self.last_token = None
@@ -40,6 +41,7 @@ class Stream:
     def push(self, token: int) -> tuple[Tokens, FinishReason | None]:
         """Take a token that came round; returns what the client is told, and why the stream ends if it does."""
         self.last_token = time.monotonic()
+        self.pushed += 1
         if self.first_token is None:
             self.first_token = self.last_token
         ended = token in self.eos
@@ -47,7 +49,7 @@ class Stream:
         reason: FinishReason | None = None
         if ended or self.text.stopped:
             reason = "stop"
-        elif len(self.sequence.generated) >= self.sequence.max_tokens:
+        elif self.pushed >= self.sequence.max_tokens:
             reason = "length"
         return Tokens(self.request, self.sequence.number, [token], text), reason
 
@@ -60,7 +62,7 @@ class Stream:
     def finish(self, reason: FinishReason) -> Finished:
         """The last message, with the timings."""
         now = time.monotonic()
-        count = len(self.sequence.generated)
+        count = self.pushed
         itl = None
         if self.first_token is not None and self.last_token is not None and count > 1:
             itl = (self.last_token - self.first_token) / (count - 1)

@@ -6,6 +6,7 @@ one batch; here each attends to its own slot of the KV cache, run by run.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ring.stage.kv import KVCache
+from ring.stage.linear import has_onednn
 
 
 def ring_attention(
@@ -34,23 +36,20 @@ def ring_attention(
 
     """
     # StageModel put the cache there, as not every architecture passes arguments down to here.
-    cache, layer_idx = cast(KVCache, module.ring_cache), cast(int, module.layer_idx)
-    layer = layer_idx - cache.first_layer
-    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    offset = 0
-    for slot, run in cache.packed:
-        end = run.start + run.count
+    kv, layer_idx = cast(KVCache, module.ring_cache), cast(int, module.layer_idx)
+    layer = layer_idx - kv.first_layer
+    plain = softcap is not None or s_aux is not None
+    outputs = []
+    for (slot, run), q in zip(kv.packed, torch.split(query, kv.counts, 2), strict=True):
         first = max(0, run.start + 1 - sliding_window) if sliding_window else 0
-        q = query[:, :, offset : offset + run.count]
-        k, v = slot.read(layer, first, end)
-        mask = cache.mask(run, first, sliding_window) if run.count > 1 else None
-        if softcap is None and s_aux is None:
-            out = fused_attention(q, k, v, mask, scaling)
-        else:
+        k, v = slot.read(layer, first, run.start + run.count)
+        mask = kv.mask(run, first, sliding_window) if run.count > 1 else None
+        if plain:
             out = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
-        output[:, offset : offset + run.count] = out.transpose(1, 2)
-        offset += run.count
-    return output, None
+        else:
+            out = fused_attention(q, k, v, mask, scaling)
+        outputs.append(out.transpose(1, 2))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -58,11 +57,22 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scalin
 
     A single query sees every key, so the heads that share a KV head can stand as its queries.
     """
+    if is_slow(q.dtype) and q.shape[1] == k.shape[1]:
+        return fused_attention(q.float(), k.float(), v.float(), mask, scaling).to(q.dtype)
     if mask is not None:
         return scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
     heads = q.shape[1]
     grouped = q.reshape(1, k.shape[1], heads // k.shape[1], q.shape[3])
     return scaled_dot_product_attention(grouped, k, v, scale=scaling).reshape(1, heads, 1, v.shape[3])
+
+
+@cache
+def is_slow(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies the dtype so slowly that keys and values are better widened first.
+
+    With grouped-query attention the kernel has whole matrices to multiply, and is not.
+    """
+    return dtype != torch.float32 and not has_onednn(dtype)
 
 
 def plain_attention(

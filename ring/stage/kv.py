@@ -49,6 +49,7 @@ class KVCache(Cache):
         self.layer_count = layers
         self.slots: dict[int, Slot] = {}
         self.packed: list[tuple[Slot, Run]] = []
+        self.counts: list[int] = []
         self._masks: dict[tuple[int, int, int], Tensor] = {}
 
     @property
@@ -67,6 +68,8 @@ class KVCache(Cache):
             raise RunError("two runs of one microbatch name the same slot")
         for run in runs:
             slot = self.slots.get(run.slot)
+            if run.answers > run.count:
+                raise RunError(f"slot {run.slot}: {run.answers} answers to {run.count} tokens")
             if run.start + run.count > run.reserve:
                 raise RunError(f"slot {run.slot}: positions up to {run.start + run.count} but a reserve of {run.reserve}")
             if run.start and slot is not None and slot.given_up:
@@ -78,6 +81,7 @@ class KVCache(Cache):
                 self.slots[run.slot] = Slot(self.layer_count, run.reserve)
         self.packed = [(self.slots[run.slot], run) for run in runs]
         self._masks.clear()  # those of a forward pass that failed
+        self.counts = [run.count for run in runs]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -87,7 +91,7 @@ class KVCache(Cache):
         Returns what came in: the attention function reads the slots themselves.
         """
         layer = layer_idx - self.first_layer
-        offset = 0
+        places = []
         for slot, run in self.packed:
             keys, values = slot.keys[layer], slot.values[layer]
             if keys is None or values is None:
@@ -96,9 +100,10 @@ class KVCache(Cache):
                 keys = slot.keys[layer] = make(key_states, (key_states.shape[1], slot.reserve, key_states.shape[3]))
                 values = make(value_states, (value_states.shape[1], slot.reserve, value_states.shape[3]))
                 slot.values[layer] = values
-            keys[:, run.start : run.start + run.count] = key_states[0, :, offset : offset + run.count]
-            values[:, run.start : run.start + run.count] = value_states[0, :, offset : offset + run.count]
-            offset += run.count
+            places.append(keys[:, run.start : run.start + run.count])
+            places.append(values[:, run.start : run.start + run.count])
+        fresh = zip(torch.split(key_states[0], self.counts, 1), torch.split(value_states[0], self.counts, 1), strict=True)
+        torch._foreach_copy_(places, [tensor for pair in fresh for tensor in pair])
         return key_states, value_states
 
     def mask(self, run: Run, first: int, window: int | None) -> Tensor:

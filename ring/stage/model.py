@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import NewGELUActivation
 
 from ring.stage import attention
 from ring.stage.kv import KVCache
+from ring.stage.linear import Kernel, PackedLinear, choose_pack
 from ring.wire.messages import Run
 from weights_tools.shard import Manifest, ShardError
 from weights_tools.skeleton import build_frame, cut_layers, find_layers, linearize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPARE_SHARE, SPARE_BYTES = 0.1, 100 << 20
+"""What packing may take beyond the shard: a share of it, and bytes."""
 
 
 class Absent(nn.Module):
@@ -64,10 +68,18 @@ class StageModel:
         Raises:
             ShardError: the shard lacks a tensor of its own layers.
         """
+        pack = choose_pack(self.dtype, self.device)
+        kept = set(self.manifest.tied.values())
         for name, tensor in tensors:
             set_tensor(self.model, name, tensor.to(self.device))
+            if pack is not None and name not in kept:
+                pack_linear(self.model, name, pack, consume=True)
         for target, source in self.manifest.tied.items():
-            set_tensor(self.model, target, self.model.get_parameter(source))
+            shared = self.model.get_parameter(source)
+            set_tensor(self.model, target, shared)
+            # Packed, it takes memory of its own beside the shared one.
+            if pack is not None and shared.nbytes <= self.manifest.bytes * SPARE_SHARE + SPARE_BYTES:
+                pack_linear(self.model, target, pack, consume=False)
         for name, parameter in list(self.model.named_parameters()):
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # for _rebuild_buffers: weights are as they are
             if parameter.is_meta:
@@ -88,6 +100,7 @@ class StageModel:
         if not self.manifest.is_last:
             layers[-1].register_forward_hook(self._leave)
         self.model.requires_grad_(False)
+        fuse_activations(self.model)
 
     def _rebuild_buffers(self) -> None:
         """Buffers that no checkpoint holds (rope frequencies) are computed from the config, by transformers itself."""
@@ -115,13 +128,13 @@ class StageModel:
             runs: how the T rows divide into sequences.
 
         Returns:
-            Hidden states (T, hidden size); on the last stage logits (S, vocabulary) of the S runs that are sampled.
+            Hidden states (T, hidden size); on the last stage logits (S, vocabulary) of the S rows that are sampled.
 
         Raises:
             RunError: a run that does not fit what is cached.
         """
         self.cache.begin(runs)
-        positions = torch.cat([torch.arange(run.start, run.start + run.count) for run in runs])
+        positions = torch.tensor([at for run in runs for at in range(run.start, run.start + run.count)])
         common: dict[str, Any] = {
             "position_ids": positions[None].to(self.device),
             "past_key_values": self.cache,
@@ -164,12 +177,11 @@ class StageModel:
 
 
 def sampled_rows(runs: list[Run]) -> list[int]:
-    """The row of the last token of every run that is sampled."""
-    rows, end = [], 0
+    """The rows of the tokens that are followed by a sampled one."""
+    rows, offset = [], 0
     for run in runs:
-        end += run.count
-        if run.sampling is not None:
-            rows.append(end - 1)
+        rows += [offset + position - 1 - run.start for position in run.answered]
+        offset += run.count
     return rows
 
 
@@ -191,3 +203,20 @@ def set_tensor(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
         module._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[leaf] = tensor
+
+
+def pack_linear(model: PreTrainedModel, name: str, pack: Callable[[Tensor], Kernel], consume: bool) -> None:
+    """Replace the linear layer whose weight is called `name`, if it is one, by a packed one."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if type(module) is nn.Linear and leaf == "weight":
+        packed = PackedLinear(module.weight.detach(), pack, consume)
+        packed.bias = module.bias
+        model.set_submodule(owner, packed)
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Use torch's one kernel for the tanh form of GELU, which transformers writes out in six."""
+    for path, module in list(model.named_modules()):
+        if type(module) is NewGELUActivation:
+            model.set_submodule(path, nn.GELU(approximate="tanh"))

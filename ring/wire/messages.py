@@ -45,7 +45,8 @@ class Run(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     """`count` tokens of one sequence at positions `start`...: a prefill chunk or a decode step.
 
     `slot` is where every stage keeps the sequence's KV cache, which holds at most `reserve` tokens; a run with `start`
-    0 opens it anew. `sampling` is None unless the token after the run is wanted.
+    0 opens it anew. `sampling` is None unless the token after the run is wanted; with `answers` more than 1, also those
+    after that many tokens at its end, which are guesses to be checked.
     """
 
     slot: Count
@@ -53,6 +54,13 @@ class Run(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     count: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     reserve: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     sampling: Sampling | None = None
+    answers: Annotated[int, Meta(ge=1, le=MAX_RUNS)] = 1
+
+    @property
+    def answered(self) -> range:
+        """Positions of the tokens that are wanted."""
+        end = self.start + self.count + 1
+        return range(end - self.answers, end) if self.sampling is not None else range(0)
 
 
 class Hop(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -145,8 +153,8 @@ class Forward(msgspec.Struct, tag="forward", forbid_unknown_fields=True):
 
 
 class Sampled(msgspec.Struct, tag="sampled", forbid_unknown_fields=True):
-    """The last stage's answer to a Forward: one token for each run with `sampling`, in order; None where its logits were
-    not finite.
+    """The last stage's answer to a Forward: for each run with `sampling` its `answers` tokens, in order; None where the
+    logits were not finite.
 
     `logprobs` is empty when no run asks for any; else it has a row for each token: (token id, log-probability) of the
     token itself, then of the likeliest ones; empty where the run asks for none.

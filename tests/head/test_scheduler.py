@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ring.head.scheduler import Busy, Microbatch, Scheduler, TooLong
+from ring.head.drafts import Drafter
+from ring.head.scheduler import Busy, Fresh, Microbatch, Scheduler, TooLong
 from ring.head.sequence import Sequence
 
 
@@ -18,6 +19,7 @@ class Ring:
     """Stands in for the stages: checks every run against what earlier ones cached, in order, and answers in order."""
 
     scheduler: Scheduler
+    chance: random.Random = field(default_factory=random.Random)
     cached: dict[int, tuple[Sequence, int]] = field(default_factory=dict)
     queue: list[Microbatch] = field(default_factory=list)
 
@@ -33,26 +35,42 @@ class Ring:
 
     def accept(self, microbatch: Microbatch) -> None:
         scheduler = self.scheduler
-        assert len(scheduler.in_flight) <= scheduler.stages + 1
+        assert len(scheduler.in_flight) <= scheduler.pace.depth + 1
         assert sum(run.count for _, run in microbatch.parts) <= scheduler.token_budget
         decoding = sum(sequence.decoding for sequence in scheduler.running)
         decodes = [s for s, run in microbatch.parts if run.start >= s.prefill]
-        assert len(decodes) <= -(-decoding // scheduler.stages)
+        assert len(decodes) == microbatch.decodes <= max(1, -(-decoding // microbatch.groups))
+        assert sum(other.decodes > 0 for other in scheduler.in_flight.values()) <= scheduler.pace.depth
         assert len({run.slot for _, run in microbatch.parts}) == len(microbatch.parts)
         for sequence, run in microbatch.parts:
             owner, length = self.cached.get(run.slot, (sequence, 0)) if run.start else (sequence, 0)
-            assert owner is sequence and run.start == length, "a run that leaves a gap or another sequence's slot"
+            assert owner is sequence and run.start <= length, "a run that leaves a gap or another sequence's slot"
+            if run.start >= sequence.prefill:
+                assert run.start == sequence.length - 1, "a decoding run is the last token that is known, and guesses"
+            else:
+                assert run.start == length and run.answers == 1
             assert run.start + run.count <= run.reserve
             self.cached[run.slot] = (sequence, run.start + run.count)
         for flying in self.queue:
             others = {s for s, run in flying.parts if run.sampling is not None}
             assert not others & {s for s, _ in microbatch.parts}, "a sequence runs on before its token is known"
+        assert len(microbatch.token_ids()) == sum(run.count for _, run in microbatch.parts)
         self.queue.append(microbatch)
 
-    def answer(self) -> list[tuple[Sequence, int | None]]:
+    def answer(self) -> list[Fresh]:
         microbatch = self.queue.pop(0)
-        tokens = [run.start for _, run in microbatch.parts if run.sampling is not None]
+        count = sum(run.count for _, run in microbatch.parts)
+        costs = [self.chance.uniform(0.1, 2) for _ in range(self.scheduler.stages)]  # the pace may learn anything
+        prefill = microbatch.decodes < len(microbatch.parts)
+        moving = self.chance.uniform(0, 3)
+        self.scheduler.pace.observe(count, microbatch.decoding, microbatch.groups, prefill, sum(costs) + moving, costs, moving)
+        tokens: list[int | None] = [said(sequence, at) for sequence, run in microbatch.parts for at in run.answered]
         return self.scheduler.complete(microbatch.number, tokens)
+
+
+def said(sequence: Sequence, position: int) -> int:
+    """What the stand-in answers: for some sequences it soon repeats, so that guesses are right, for others it never does."""
+    return position % (3 + 40 * (sequence.number % 3))
 
 
 def check_accounts(scheduler: Scheduler) -> None:
@@ -67,7 +85,7 @@ def check_accounts(scheduler: Scheduler) -> None:
     stages=st.integers(1, 5),
     budget=st.integers(1, 40),
     slots=st.integers(1, 8),
-    requests=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=20),
+    requests=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=20),
     seed=st.integers(0, 2**32),
 )
 def test_every_request_is_answered_once_and_nothing_leaks(
@@ -75,8 +93,12 @@ def test_every_request_is_answered_once_and_nothing_leaks(
 ) -> None:
     chance = random.Random(seed)
     scheduler = Scheduler(stages, kv_tokens=100, token_budget=budget, max_running=slots, max_waiting=1000)
-    ring = Ring(scheduler)
-    sequences = [Sequence(i, list(range(length)), count) for i, (length, count) in enumerate(requests)]
+    scheduler.pace.shared = chance.random() < 0.5
+    ring = Ring(scheduler, chance)
+    sequences = [
+        Sequence(i, [said_at % (3 + 40 * (i % 3)) for said_at in range(length)], count, drafter=Drafter() if i % 2 else None)
+        for i, (length, count) in enumerate(requests)
+    ]
     arriving = list(sequences)
     cancelled: set[Sequence] = set()
     finished: list[Sequence] = []
@@ -94,8 +116,8 @@ def test_every_request_is_answered_once_and_nothing_leaks(
             ring.queue.clear()
             ring.cached.clear()
         elif ring.queue:
-            for sequence, _ in ring.answer():
-                if len(sequence.generated) == sequence.max_tokens:
+            for sequence, _, _ in ring.answer():
+                if len(sequence.generated) == sequence.max_tokens and not sequence.finished:
                     scheduler.remove(sequence)
                     finished.append(sequence)
         ring.send()
@@ -106,8 +128,9 @@ def test_every_request_is_answered_once_and_nothing_leaks(
         pytest.fail("some sequence starved")
     assert len(finished) == len(set(finished))
     assert set(finished) | cancelled == set(sequences)
-    for sequence in finished:  # the stand-in answers each run with its start: exactly one token for each position
-        assert len(sequence.generated) == sequence.max_tokens
+    for sequence in finished:  # exactly one token for each position, and the right one, guessed or not
+        first = len(sequence.prompt)
+        assert sequence.generated == [said(sequence, at) for at in range(first, first + sequence.max_tokens)]
 
 
 def test_prefill_chunks_follow_each_other_without_waiting() -> None:

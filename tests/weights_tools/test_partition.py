@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weights_tools.partition import PartitionError, balance, parse_layers
+from weights_tools.partition import HEAD_TIME, PartitionError, balance, parse_layers
 
 
 def value(costs: list[int], cut: list[tuple[int, int]], head: int, embedding: int) -> tuple[int, int, int]:
     times = [sum(costs[start:end]) for start, end in cut]
-    times[-1] += head
-    sizes = [times[0] + embedding, *times[1:]]
+    sizes = list(times)
+    times[-1] += round(HEAD_TIME * head)
+    sizes[0] += embedding
+    sizes[-1] += head
     return max(times), max(sizes), sum(time**2 for time in times)
 
 
@@ -38,7 +40,7 @@ def test_many_layers_on_many_stages() -> None:
 
 
 def test_head_takes_layers_from_the_last_stage() -> None:
-    assert balance([1] * 8, 2, head=4) == [(0, 6), (6, 8)]
+    assert balance([10] * 8, 2, head=67) == [(0, 6), (6, 8)]
 
 
 @pytest.mark.parametrize(("stages", "says"), [(0, "at least one"), (5, "5 stages need 5 layers")])

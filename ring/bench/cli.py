@@ -1,0 +1,153 @@
+"""`ring bench`: the experiments as commands."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+app = typer.Typer(no_args_is_help=True, help="Measure: rings on this machine, in what they compute and in what they cost.")
+notes = Console(stderr=True, highlight=False)
+
+Numbers = Annotated[str, typer.Option(metavar="N,N")]
+
+
+def say(line: str) -> None:
+    """A line of progress, to standard error."""
+    notes.print(line, soft_wrap=True)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """An experiment that cannot be run is one sentence and exit code 1; Ctrl-C leaves nothing running."""
+    from ring.client import RingError
+    from weights_tools.skeleton import hush_transformers
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hush_transformers()
+    try:
+        yield
+    except (RingError, ValueError) as error:
+        if type(error).__module__ == "builtins":
+            raise
+        notes.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        notes.print("interrupted")
+        raise typer.Exit(130) from None
+
+
+def numbers(text: str) -> list[int]:
+    """`1,2,4` as a list."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise typer.BadParameter(f"'{text}' is not a list of numbers such as 1,2,4")
+    return found
+
+
+@app.command()
+def compare(
+    shape: Annotated[str, typer.Option(help="gpt2, llama-1b, gpt2-tiny (random weights), or a checkpoint's folder.")] = "gpt2",
+    dtype: Annotated[str, typer.Option(help="One or more of float32, bfloat16.")] = "float32",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the ring.")] = 2,
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once.")] = "1,8,16",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of every prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured pairs.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each node; transformers gets all of them.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """A ring against transformers' generate() on the same work, in turns: decode rates and ratios with their spread."""
+    import msgspec
+
+    with sentences():
+        from ring.bench.compare import compare as run
+        from ring.bench.compare import line
+        from ring.bench.nodes import environment
+
+        for each in dtype.split(","):
+            for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, [], say):
+                fields = asdict(result) | {"ratios": result.ratios, "environment": environment()}
+                print(msgspec.json.encode(fields).decode() if as_json else line(result))
+
+
+@app.command()
+def pipeline(
+    stages: Annotated[str, typer.Option(metavar="N,N", help="Rings of so many stages.")] = "2,4,8",
+    step_ms: Annotated[float, typer.Option(min=1, help="What a stage takes for a microbatch.")] = 20.0,
+    delays: Annotated[str, typer.Option(metavar="MS,MS", help="What every link adds.")] = "0,1,5,20",
+    new_tokens: Annotated[int, typer.Option(min=20, help="New tokens of every sequence.")] = 60,
+    prompt: Annotated[int, typer.Option(min=64, help="Tokens of a long prompt; for time to first token.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """The ring's own cost: stages that take a fixed time, everything else real. Efficiency 1 is the ideal."""
+    import msgspec
+
+    with sentences():
+        from ring.bench.pipeline import long_prompts, speculation, throughput
+
+        def show(fields: object, line: str) -> None:
+            print(msgspec.json.encode(fields).decode() if as_json else line, flush=True)
+
+        for count in numbers(stages):
+            for delay in delays.split(","):
+                t = throughput(count, step_ms, float(delay), new_tokens, say)
+                show(
+                    t,
+                    f"{count} stages, {step_ms:g} ms a step, {delay} ms a link, {t.sequences} sequences: {t.tokens_per_s:.1f} "
+                    f"tok/s, efficiency {t.efficiency:.3f}; hop overhead p50 {t.hop_us_p50:.0f} µs; "
+                    f"idle CPU {t.idle_cpu:.2%} of a core",
+                )
+            p = long_prompts(count, step_ms, prompt, say)
+            show(
+                p,
+                f"{count} stages, a prompt of {prompt} tokens: first token after {p.ttft_s:.3f} s, ideal {p.ideal_s:.3f} s, "
+                f"efficiency {p.efficiency:.3f}; a running stream's inter-token latency {p.itl_ms:.1f} ms alone, "
+                f"p99 {p.p99_ms:.1f} ms under such prompts ({p.p99_ms / p.itl_ms:.2f}x)",
+            )
+        g = speculation(max(numbers(stages)), step_ms, say)
+        show(
+            g,
+            f"{g.stages} stages, one stream, guessing ahead: {g.repetitive:.2f}x on text that repeats, "
+            f"{g.unpredictable:.3f}x on text that never does",
+        )
+
+
+@app.command()
+def study(
+    out: Annotated[Path, typer.Option(help="The study's folder; one that was interrupted is gone on with.")] = Path("study"),
+    shape: Annotated[str, typer.Option(help="gpt2, llama-1b, gpt2-tiny (random weights), or a checkpoint's folder.")] = "gpt2",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    nodes: Annotated[str, typer.Option(metavar="N,N")] = "1,2,3,4",
+    prompt: Annotated[str, typer.Option(metavar="N,N", help="Tokens of every prompt.")] = "16,64,128,256,512,1024",
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once.")] = "1,4,8,16",
+    slow: Annotated[str, typer.Option(metavar="N,N", help="Also with the last node so many times as slow.")] = "1,2,4,8",
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
+    warm_ups: Annotated[int, typer.Option(min=0)] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds of every cell.")] = 5,
+) -> None:
+    """Throughput and latency against nodes, prompt length and batch: raw results, CSV, a report and plots."""
+    with sentences():
+        from ring.bench.report import write_report
+        from ring.bench.study import Plan, run_study
+
+        grid = (numbers(nodes), numbers(prompt), numbers(batch))
+        plan = Plan(shape, dtype, *grid, new_tokens, warm_ups, repeats, [*map(float, numbers(slow))])
+        columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        try:
+            with Progress(*columns, console=notes, disable=not notes.is_terminal) as bar:
+                task = bar.add_task("", total=len(plan.cells()) * repeats)
+                run_study(plan, out, lambda line: bar.console.print(line), lambda count: bar.advance(task, count))
+        finally:
+            for path in write_report(out):
+                say(f"wrote {path}")

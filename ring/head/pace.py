@@ -1,0 +1,145 @@
+"""How many microbatches to form and how many tokens to put into one, learned from what laps cost. Pure.
+
+A sequence gets one token a lap, so of all ways to divide the decoding sequences the one with the shortest lap is the
+fastest. On machines of their own, stages are kept busy by as many microbatches as fit into a lap: a lap's time less its
+waits, over the slowest stage's. More would only read every weight more often. Where stages share a machine they share
+its memory too, and fewer, fuller microbatches may be faster than a full pipeline: there it is tried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil, log2
+
+WEIGHT = 0.2
+"""Of the newest measurement in a running mean."""
+TRIAL = 6
+HYSTERESIS = 0.9
+PATIENCE = 64
+CHUNKS = 6
+"""A prompt in `CHUNKS` pieces for each stage after the first loses a seventh of the time to filling the pipeline."""
+MIN_CHUNK = 32
+"""Tokens; fewer hardly take less time than so many."""
+SLOWDOWN = 1.4
+"""How much longer than a decode step a microbatch may take that carries a running stream beside a prompt."""
+
+
+@dataclass(slots=True)
+class Trials:
+    """One number of decoding sequences, the ways to divide it, and the lap time that each has shown.
+
+    The first is taken for 64 laps, which most requests never last. Then each is tried for a few, and the first is kept
+    unless another was clearly faster; the others get another chance after 128 laps, 256 … The fastest lap of a trial
+    counts: what else the machine does only makes laps longer.
+    """
+
+    ways: list[int]
+    laps: dict[int, float] = field(default_factory=dict)
+    current: int = 0
+    seen: int = 0
+    patience: int = 2 * PATIENCE
+    tried: bool = False
+
+    def __post_init__(self) -> None:
+        self.current = self.ways[0]
+
+    def observe(self, groups: int, duration: float) -> None:
+        """A lap of a microbatch that was formed as one of `groups`."""
+        if groups != self.current:
+            return
+        self.seen += 1
+        passed = self.seen - 2 * groups  # until then the way before is still passing through the stages
+        if passed < 1:
+            return
+        fresh = passed == 1 or passed % PATIENCE == 0
+        self.laps[groups] = duration if fresh else min(self.laps[groups], duration)
+        if passed < (TRIAL if self.tried else PATIENCE):
+            return
+        self.tried = True
+        if untried := [way for way in self.ways if way not in self.laps]:
+            self._turn(untried[0])
+            return
+        best = min(self.laps, key=lambda way: self.laps[way] * (HYSTERESIS if way == self.ways[0] else 1.0))
+        if best != self.current:
+            self._turn(best)
+        elif passed >= self.patience and len(self.ways) > 1:
+            self.patience *= 2
+            others = [way for way in self.ways if way != self.current]
+            self._turn(others[self.patience.bit_length() % len(others)])
+
+    def _turn(self, way: int) -> None:
+        self.current, self.seen = way, 0
+
+
+class Pace:
+    """What the laps so far say of the next microbatch.
+
+    Args:
+        stages: of the ring.
+        shared: whether some of them run on one machine.
+    """
+
+    def __init__(self, stages: int, shared: bool = False) -> None:
+        self.stages = stages
+        self.shared = shared
+        self._ratio = float(stages)
+        self._step: float | None = None
+        self._token: float | None = None
+        self._trials: dict[tuple[int, int], Trials] = {}
+
+    def observe(
+        self, tokens: int, decoding: int, groups: int, prefill: bool, duration: float, computes: Sequence[float], moving: float
+    ) -> None:
+        """A microbatch has come round.
+
+        Args:
+            tokens: how many it carried.
+            decoding: how many sequences were decoding when it was formed, in `groups` microbatches.
+            prefill: whether it carried any of a prompt.
+            duration: seconds from head to head.
+            computes: seconds of computing on each stage.
+            moving: seconds in which it was sent or on a wire.
+        """
+        slowest = max(*computes, 1e-9) if computes else 1e-9
+        ratio = (sum(computes) + moving) / slowest
+        self._ratio += WEIGHT * (min(ratio, 4.0 * self.stages) - self._ratio)
+        if prefill:
+            each = slowest / tokens
+            self._token = each if self._token is None else min(each, self._token * 1.005)
+        else:
+            self._step = slowest if self._step is None else self._step + WEIGHT * (slowest - self._step)
+            if trials := self._trials.get(self._key(decoding)):
+                trials.observe(groups, duration)
+
+    @property
+    def depth(self) -> int:
+        """How many microbatches keep every stage busy; a bubble of a quarter of a step is not worth another."""
+        return max(1, ceil(self._ratio - 0.25 - 1e-6))
+
+    def groups(self, decoding: int) -> int:
+        """Into how many microbatches to divide so many decoding sequences."""
+        most = max(1, min(self.depth, decoding))
+        if not self.shared or most == 1:
+            return most
+        key = self._key(decoding)
+        if key not in self._trials:
+            self._trials[key] = Trials(sorted({most, (most + 1) // 2, 1}, reverse=True))
+        return min(most, self._trials[key].current)
+
+    def _key(self, decoding: int) -> tuple[int, int]:
+        """Numbers that differ by less than a fifth are taken as one."""
+        return round(4 * log2(max(1, decoding))), min(self.depth, decoding)
+
+    def chunk(self, pending: int, decoding: int, budget: int) -> int:
+        """Most tokens of a microbatch, with `pending` tokens of prompts to prefill.
+
+        Beside running streams, so many that they hardly notice; else enough pieces that all stages share a prompt.
+        """
+        if decoding:
+            if self._step is None or self._token is None:
+                return min(budget, 2 * MIN_CHUNK)
+            return min(budget, max(int(SLOWDOWN * self._step / self._token), MIN_CHUNK))
+        if self.depth == 1:
+            return budget
+        return min(budget, max(ceil(pending / (CHUNKS * (self.depth - 1))), MIN_CHUNK))
