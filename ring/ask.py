@@ -12,7 +12,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from ring.client import Completion, GenerateEvent, RingClient, RingError
+from ring.answers import Completion, GenerateEvent, RingError
+from ring.client import RingClient
 from ring.wire.clients import StageTiming, Timings
 
 Prompt = str | list[int]

@@ -115,7 +115,7 @@ def node(
     SIGTERM lets stage 0 finish its streams first; a later stage stops at once, and the ring turns to its spare or waits.
     """
     with sentences():
-        from ring.head.head import Limits
+        from ring.head.requests import Limits
         from ring.start import NodeOptions, run_node
 
         options = NodeOptions(
@@ -241,6 +241,8 @@ def serve(
     max_body: Annotated[
         int | None, typer.Option(parser=parse_bytes, metavar="SIZE", help="Largest request body.", show_default="4M")
     ] = None,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
     time_limit: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest that a request may take.")] = 600.0,
     drain: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long answers may finish after Ctrl-C.")] = 10.0,
     with_parent: Annotated[
@@ -254,8 +256,9 @@ def serve(
         from ring.gateway.serve import ServeOptions, run_serve
 
         limits = Limits(max_body or 4 << 20, max_tokens, max_requests, time_limit)
-        keys = read_keys(api_key_file) if api_key_file else []
-        run_serve(ServeOptions(head, host, port, keys, allow_anyone, cors or [], limits, drain, with_parent))
+        api_keys = read_keys(api_key_file) if api_key_file else []
+        origins = cors or []
+        run_serve(ServeOptions(head, host, port, api_keys, allow_anyone, origins, limits, drain, with_parent, keys, insecure))
 
 
 @app.command()

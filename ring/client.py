@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import queue
 import secrets
-import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +15,7 @@ from typing import Any, Self
 import msgspec
 import zmq
 
+from ring.answers import Completion, GenerateEvent, NoHead, RingError
 from ring.wire.clients import (
     DEFAULT_HEAD,
     Cancel,
@@ -26,16 +24,13 @@ from ring.wire.clients import (
     Event,
     Failed,
     Finished,
-    FinishReason,
     Generate,
     GetStatus,
     HeadMessage,
     Lap,
-    Logprob,
     Message,
     Notice,
     Status,
-    Timings,
     Tokens,
     Watch,
     encoder,
@@ -50,65 +45,6 @@ RECOVERY_TIMEOUT_S = 60.0
 PROBE_S = 0.5
 WATCH_BACKLOG = 1000
 AT_ONCE = 256
-
-
-class RingError(Exception):
-    """A request that failed; the message is one sentence. `code` is the head's word for it, such as `busy`."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class NoHead(RingError):
-    """Nothing answers at the head's address, or it has stopped answering."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("no_head", message)
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateEvent:
-    """New tokens of a generation.
-
-    `text` is what has become certain with them; a character or a possible stop string may need more tokens. The last
-    event brings no tokens but the rest of the text, and it alone has `finish_reason` (`stop`, `length` or `cancelled`),
-    `prompt_tokens`, the `seed` used and `timings`. `sequence` is the head's number for the generation, as in a `LapRun`.
-    `logprobs`, if asked for, has a row for each token: its own, then those of the likeliest tokens.
-    """
-
-    token_ids: list[int]
-    text: str
-    sequence: int
-    finish_reason: FinishReason | None = None
-    prompt_tokens: int | None = None
-    seed: int | None = None
-    timings: Timings | None = None
-    notice: str | None = None
-    logprobs: list[list[Logprob]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Completion:
-    """A whole generation, as `RingClient.complete` collects it."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason = "stop"
-    prompt_tokens: int = 0
-    seed: int = 0
-    timings: Timings | None = None
-    logprobs: list[list[Logprob]] = field(default_factory=list)
-
-    def add(self, event: GenerateEvent) -> None:
-        """Take one event."""
-        self.text += event.text
-        self.token_ids += event.token_ids
-        self.logprobs += event.logprobs
-        if event.finish_reason is not None:
-            assert event.prompt_tokens is not None and event.seed is not None
-            self.finish_reason, self.prompt_tokens = event.finish_reason, event.prompt_tokens
-            self.seed, self.timings = event.seed, event.timings
 
 
 class RingClient:
@@ -431,69 +367,3 @@ def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:
     return Failed(
         request, "bad_request", f"the head's answer cannot be read ({error}); install the same version of ring on both"
     )
-
-
-class SyncRingClient:
-    """RingClient for programs without asyncio: the same methods, blocking, on an event loop in a thread of its own.
-
-    with SyncRingClient() as ring:
-        print(ring.complete("def ").text)
-    """
-
-    def __init__(self, head: str = DEFAULT_HEAD, **options: Any) -> None:
-        self._client = RingClient(head, **options)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ring-client", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        try:
-            self._run(self._client.__aenter__())
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._run(self._client.__aexit__(None, None, None))
-        self._close()
-
-    def generate(self, prompt: str | None = None, **options: Any) -> Iterator[GenerateEvent]:
-        """Blocking `RingClient.generate`; leaving the loop early cancels."""
-        events: queue.SimpleQueue[GenerateEvent | BaseException | None] = queue.SimpleQueue()
-
-        async def pump() -> None:
-            try:
-                async with contextlib.aclosing(self._client.generate(prompt, **options)) as stream:
-                    async for event in stream:
-                        events.put(event)
-                events.put(None)
-            except BaseException as error:
-                events.put(error)
-
-        task = asyncio.run_coroutine_threadsafe(pump(), self._loop)
-        try:
-            while (event := events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-        finally:
-            task.cancel()
-
-    def complete(self, prompt: str | None = None, **options: Any) -> Completion:
-        """Blocking `RingClient.complete`."""
-        completion: Completion = self._run(self._client.complete(prompt, **options))
-        return completion
-
-    def status(self) -> Status:
-        """Blocking `RingClient.status`."""
-        status: Status = self._run(self._client.status())
-        return status
-
-    def _run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def _close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()

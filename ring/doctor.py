@@ -15,7 +15,8 @@ import zmq.asyncio
 from rich.console import Console
 
 from ring import __version__
-from ring.client import NoHead, RingClient, RingError
+from ring.answers import NoHead, RingError
+from ring.client import RingClient
 from ring.wire.clients import StageStatus, Status
 from ring.wire.keys import Keys, allowed_keys, load_keys
 from ring.wire.sockets import configure, is_exposed

@@ -16,7 +16,7 @@ errors = Console(stderr=True, highlight=False)
 @contextmanager
 def sentences() -> Iterator[None]:
     """Turn what a user can cause into one sentence and exit code 1. Anything else is a bug and keeps its traceback."""
-    from ring.client import RingError
+    from ring.answers import RingError
 
     try:
         yield

@@ -16,7 +16,8 @@ import torch
 import zmq
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ring.head.head import Head, Limits
+from ring.head.head import Head
+from ring.head.requests import Limits
 from ring.head.tokenizer import load_vocabulary
 from ring.node import StageLoop, describe
 from ring.parent import stop_with_parent

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import psutil
 from rich.console import Console
 
+from ring.answers import RingError
 from ring.ask import ask, prompt_loop
-from ring.client import RingClient, RingError
+from ring.client import RingClient
 from ring.launch import LaunchError, LocalRing, cache_folder
 from weights_tools.shard import ShardError, read_manifest
 

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 import psutil
 from rich.console import Console
 
-from ring.client import RingClient, RingError
+from ring.answers import RingError
+from ring.client import RingClient
 from tests.e2e.harness import NodeRing
 from tests.e2e.test_kill import at_rest, until
 from tests.models import make_checkpoint, ragged_prompts

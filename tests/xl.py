@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config
 
-from ring.client import Completion, RingClient
+from ring.answers import Completion
+from ring.client import RingClient
 from tests.e2e.harness import NodeRing
 from tests.e2e.spawn import ColdNode
 from tests.models import generate, ragged_prompts

@@ -27,7 +27,7 @@ def say(line: str) -> None:
 @contextmanager
 def sentences() -> Iterator[None]:
     """An experiment that cannot be run is one sentence and exit code 1; Ctrl-C leaves nothing running."""
-    from ring.client import RingError
+    from ring.answers import RingError
     from weights_tools.skeleton import hush_transformers
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ring.answers import RingError
 from ring.bench.shapes import BenchError
-from ring.client import RingClient, RingError
+from ring.client import RingClient
 from ring.launch import free_ports
 
 START_TIMEOUT_S = 180.0

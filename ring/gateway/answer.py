@@ -11,7 +11,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ring.client import Completion, GenerateEvent, RingClient, RingError
+from ring.answers import Completion, GenerateEvent, RingError
+from ring.client import RingClient
 from ring.gateway.errors import RETRY_SOON, GatewayError, from_ring
 from ring.gateway.upstream import Upstream
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -62,13 +63,15 @@ class Gateway:
         head: the head's address.
         limits: see `Limits`.
         access: see `Access`.
+        keys: the folder of this machine's keys for the ring.
+        insecure: talk to a head on another machine without keys.
     """
 
-    def __init__(self, head: str, limits: Limits, access: Access) -> None:
+    def __init__(self, head: str, limits: Limits, access: Access, keys: Path | None = None, insecure: bool = False) -> None:
         self.limits = limits
         self.access = access
         self.metrics = Metrics()
-        self.upstream = Upstream(head, self.metrics.laps.add)
+        self.upstream = Upstream(head, self.metrics.laps.add, keys, insecure)
         self.desk = Desk(self.upstream, limits.max_requests, limits.time_limit_s)
         self._generate = msgspec.json.Decoder(GenerateRequest)
         self._completions = msgspec.json.Decoder(CompletionRequest)

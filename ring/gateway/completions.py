@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ring.client import Completion, GenerateEvent
+from ring.answers import Completion, GenerateEvent
 from ring.gateway.answer import Ask
 from ring.gateway.errors import BadRequest
 from ring.gateway.generate import TokenId, token_text

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ring.client import RingError
+from ring.answers import RingError
 
 
 class ErrorDetail(msgspec.Struct):

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ring.client import Completion, GenerateEvent
+from ring.answers import Completion, GenerateEvent
 from ring.gateway.answer import Ask
 from ring.gateway.errors import BadRequest
 from ring.wire.clients import FinishReason, Logprob, Timings

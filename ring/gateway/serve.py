@@ -11,6 +11,7 @@ import sys
 from asyncio import TimerHandle, Transport
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import h11
 import uvicorn
@@ -32,7 +33,8 @@ class ServeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What `ring serve` is told. `drain_s` is how long streams may go on after Ctrl-C or SIGTERM."""
+    """What `ring serve` is told. `keys` are the digests of API keys, `ring_keys` the folder of the machine's own keys for
+    the ring; `drain_s` is how long streams may go on after Ctrl-C or SIGTERM."""
 
     head: str = DEFAULT_HEAD
     host: str = "127.0.0.1"
@@ -43,6 +45,8 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     drain_s: float = DRAIN_S
     with_parent: bool = False
+    ring_keys: Path | None = None
+    insecure: bool = False
 
 
 class PatientProtocol(H11Protocol):
@@ -125,7 +129,7 @@ def run_serve(options: ServeOptions) -> None:
     listener = listen(options.host, options.port)
     host, port = listener.getsockname()[:2]
     access = Access(options.keys, local and not options.keys, options.origins)
-    gateway = Gateway(options.head, options.limits, access)
+    gateway = Gateway(options.head, options.limits, access, options.ring_keys, options.insecure)
     config = uvicorn.Config(
         gateway.app(),
         http=PatientProtocol,

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
-from ring.client import NoHead, RingClient, RingError
+from ring.answers import NoHead, RingError
+from ring.client import RingClient
 from ring.wire.clients import Lap, Status
 
 log = logging.getLogger("ring")
@@ -17,16 +19,20 @@ PATIENCE_S = 2.0
 
 
 class Upstream:
-    """A RingClient that is made anew when the head has gone.
+    """A RingClient that outlives the head: answers that are under way go on when it returns, others are refused meanwhile.
 
     Args:
         head: its address.
         observe: is given every lap of the ring.
+        keys: the folder of this machine's keys, for a head that asks for them.
+        insecure: talk to a head on another machine without keys.
     """
 
-    def __init__(self, head: str, observe: Callable[[Lap], None]) -> None:
+    def __init__(self, head: str, observe: Callable[[Lap], None], keys: Path | None = None, insecure: bool = False) -> None:
         self.head = head
         self.observe = observe
+        self.keys = keys
+        self.insecure = insecure
         self.status: Status | None = None
         self.problem = f"stage 0 (the head) has not answered yet at {head}"
         self._client: RingClient | None = None
@@ -54,7 +60,7 @@ class Upstream:
         """Stay connected until cancelled."""
         while True:
             try:
-                async with RingClient(self.head, timeout=PATIENCE_S) as client:
+                async with RingClient(self.head, timeout=PATIENCE_S, keys=self.keys, insecure=self.insecure) as client:
                     self._client = client
                     poll = asyncio.create_task(self._poll())
                     try:
@@ -67,7 +73,7 @@ class Upstream:
             await asyncio.sleep(POLL_S)
 
     async def _watch(self, client: RingClient) -> None:
-        """Until the connection breaks."""
+        """Until the head has been away for too long."""
         async with contextlib.aclosing(client.traces()) as traces:
             async for trace in traces:
                 if isinstance(trace, Lap):

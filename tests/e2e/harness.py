@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ring.client import RingClient, RingError
+from ring.answers import RingError
+from ring.client import RingClient
 from ring.launch import free_ports
 from ring.wire.clients import Status
 from tests.e2e.spawn import ColdNode, Node

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ring.client import Completion, RingClient, RingError
+from ring.answers import Completion, RingError
+from ring.client import RingClient
 from tests.e2e.harness import NodeRing
 
 

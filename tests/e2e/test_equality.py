@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from ring.client import RingClient, SyncRingClient
+from ring.client import RingClient
+from ring.sync import SyncRingClient
 from tests.e2e.harness import NodeRing
 from tests.models import MODELS, generate, make_checkpoint, ragged_prompts
 from weights_tools.split import split

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from ring.client import RingClient, RingError
+from ring.answers import RingError
+from ring.client import RingClient
 from tests.e2e.harness import NodeRing
 from tests.e2e.test_kill import at_rest, until
 from tests.models import generate, make_checkpoint, ragged_prompts

@@ -15,7 +15,7 @@ import pytest
 import torch
 import zmq
 
-from ring.client import SyncRingClient
+from ring.sync import SyncRingClient
 from ring.wire.clients import Cancel, Drain, Generate, GetStatus, Status, Watch
 from ring.wire.frames import Buffer, encode
 from ring.wire.messages import Fault, Forward, Hello, Hop, LinkDown, Pulse, Release, Run, Sampled, Sampling, Standby

@@ -20,7 +20,7 @@ import torch
 from openai import AsyncOpenAI, OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ring.client import SyncRingClient
+from ring.sync import SyncRingClient
 from ring.wire.clients import Message
 from tests.e2e.harness import NodeRing
 from tests.e2e.http_server import HttpServer, chat_shards, idle

@@ -114,20 +114,20 @@ def test_a_stage_that_is_gone_makes_it_unhealthy_and_streams_wait_for_its_return
         assert reading.done
 
 
-def test_the_head_s_restart(ring: NodeRing) -> None:
+def test_answers_go_on_when_the_head_returns(ring: NodeRing) -> None:
     with HttpServer(ring) as server:
-        before = httpx2.post(f"{server.url}/generate", json=LONG | {"max_tokens": 20}).json()["token_ids"]
+        before = httpx2.post(f"{server.url}/generate", json=LONG, timeout=60).json()["token_ids"]
         reading = Reading(server.url, **LONG)
         reading.begin()
         ring.nodes[0].kill()
         health = server.wait_for(503)
         assert health["state"] == "no_head" and "stage 0" in health["detail"]
-        assert reading.end()["error"]["code"] == "no_head" and not reading.done
         refused = httpx2.post(f"{server.url}/generate", json=LONG)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         ring.start(0)
         server.wait_for(200)
-        assert httpx2.post(f"{server.url}/generate", json=LONG | {"max_tokens": 20}).json()["token_ids"] == before
+        assert reading.end()["token_ids"] == before
+        assert reading.done
         assert "Traceback" not in server.log()
 
 

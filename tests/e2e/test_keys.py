@@ -15,7 +15,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ring.client import NoHead, RingClient, RingError
+from ring.answers import NoHead, RingError
+from ring.client import RingClient
 from ring.keyring import make_keys
 from ring.wire.clients import GetStatus, Status
 from ring.wire.frames import encode

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ring.client import RingClient, RingError
+from ring.answers import RingError
+from ring.client import RingClient
 from ring.wire.clients import Event, Lap, Status
 from tests.e2e.harness import NodeRing
 from tests.e2e.proxy import Cable

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ring.client import Completion, RingClient
+from ring.answers import Completion
+from ring.client import RingClient
 from tests.e2e.harness import NodeRing
 
 PROMPT = list(range(5, 40))

@@ -17,7 +17,9 @@ import msgspec
 import pytest
 import zmq
 
-from ring.client import Completion, NoHead, RingClient, RingError, SyncRingClient
+from ring.answers import Completion, NoHead, RingError
+from ring.client import RingClient
+from ring.sync import SyncRingClient
 from ring.wire.clients import Event, Lap, Status
 from tests.e2e.harness import NodeRing
 from tests.models import ragged_prompts
@@ -27,7 +29,7 @@ SAMPLED: dict[str, Any] = {"max_tokens": 20, "temperature": 0.9, "top_p": 0.9, "
 
 @pytest.fixture(scope="module")
 def ring(llama: Path) -> Iterator[NodeRing]:
-    with NodeRing(llama / "shards-3", 3, "--max-waiting", "250") as ring:
+    with NodeRing(llama / "shards-3", 3, "--max-waiting", "250", "--no-speculate") as ring:
         yield ring
 
 
@@ -131,7 +133,7 @@ def test_cancel_frees_slots_on_every_stage(ring: NodeRing) -> None:
 
 def test_a_client_that_vanishes_frees_its_slots(ring: NodeRing) -> None:
     program = (
-        "import sys\nfrom ring.client import SyncRingClient\n"
+        "import sys\nfrom ring.sync import SyncRingClient\n"
         "with SyncRingClient(sys.argv[1]) as ring:\n"
         "    for event in ring.generate(token_ids=[1, 2], max_tokens=500):\n"
         "        print('token', flush=True)\n"
@@ -164,24 +166,24 @@ def test_traces_add_up(ring: NodeRing) -> None:
             watching = asyncio.create_task(watch())
             await client.status()  # the head has seen the watch request by now: they came in order
             answer = await client.complete(token_ids=list(range(1, 200)), max_tokens=5)
-            while len(laps) < 6:
+            while not laps or laps[-1].runs[0].start < 202:
                 await asyncio.sleep(0.01)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         return answer, laps
 
     answer, laps = asyncio.run(run())
-    assert [(run.start, run.count, run.prefill) for lap in laps for run in lap.runs] == [
-        (0, 128, True),
-        (128, 71, True),
-        *((199 + k, 1, False) for k in range(4)),
-    ]
+    runs = [run for lap in laps for run in lap.runs]
+    chunks = [run for run in runs if run.prefill]
+    assert [run.start for run in chunks] == [sum(run.count for run in chunks[:k]) for k in range(len(chunks))]
+    assert len(chunks) > 1 and sum(run.count for run in chunks) == 199, "longer than a microbatch may be"
+    assert [(run.start, run.count) for run in runs if not run.prefill] == [(199 + k, 1) for k in range(4)]
     for lap in laps:
         assert [hop.stage for hop in lap.hops] == [0, 1, 2]
         assert sum(h.queue_ns + h.compute_ns + h.send_ns + h.wire_ns for h in lap.hops) == lap.duration_ns
         assert all(min(h.queue_ns, h.compute_ns, h.send_ns, h.wire_ns) >= 0 for h in lap.hops)
     assert answer.timings is not None
-    assert [stage.laps for stage in answer.timings.stages] == [6, 6, 6]
+    assert [stage.laps for stage in answer.timings.stages] == [len(laps)] * 3
     for k, timing in enumerate(answer.timings.stages):
         assert timing.compute_s == pytest.approx(sum(lap.hops[k].compute_ns for lap in laps) / 1e9)
 
@@ -209,20 +211,6 @@ def test_foreign_bytes_on_every_port_change_nothing(ring: NodeRing) -> None:
         assert client.complete(token_ids=[5, 6, 7], max_tokens=8).token_ids == before
     assert all(node.poll() is None for node in ring.nodes.values())
     assert "Traceback" not in ring.all_logs()
-
-
-def test_a_head_that_dies_ends_what_waits_for_it(llama: Path) -> None:
-    async def run(ring: NodeRing) -> None:
-        async with RingClient(ring.clients) as client:
-            events = client.generate(token_ids=[1, 2, 3], max_tokens=500)
-            await anext(events)
-            ring.nodes[0].kill()
-            with pytest.raises(NoHead):
-                async for _ in events:
-                    pass
-
-    with NodeRing(llama / "shards-1", 1) as ring:
-        asyncio.run(asyncio.wait_for(run(ring), 30))
 
 
 def test_leaving_the_client_ends_what_waits_for_an_answer(ring: NodeRing) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from transformers import AutoTokenizer
 
-from ring.client import SyncRingClient
+from ring.sync import SyncRingClient
 from tests.e2e.harness import NodeRing
 from tests.models import generate
 from weights_tools.pocket import path as pocket_path

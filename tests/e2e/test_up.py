@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ring.client import RingClient, RingError
+from ring.answers import RingError
+from ring.client import RingClient
 from ring.launch import free_ports
 from ring.wire.clients import Status
 

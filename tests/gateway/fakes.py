@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 from starlette.applications import Starlette
 
-from ring.client import GenerateEvent, RingClient, RingError
+from ring.answers import GenerateEvent, RingError
+from ring.client import RingClient
 from ring.gateway.app import Access, Gateway, Limits
 from ring.wire.clients import Logprob, StageTiming, Status, Timings
 

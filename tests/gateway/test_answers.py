@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from ring.client import RingError
+from ring.answers import RingError
 from ring.gateway.app import Limits
 from ring.gateway.errors import FAILURES
 from tests.gateway.fakes import Fixture, gateway, status
