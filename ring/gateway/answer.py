@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ring.answers import Completion, GenerateEvent, RingError
 from ring.client import RingClient
-from ring.gateway.errors import RETRY_SOON, GatewayError, from_ring
+from ring.gateway.errors import RETRY_SOON, BadRequest, GatewayError, from_ring
 from ring.gateway.upstream import Upstream
+from ring.gateway.write import Form, Writer, encoder, send_json
 
 Ask = dict[str, Any]
 """What `RingClient.generate` is called with."""
@@ -23,24 +23,6 @@ Take = Callable[[int, GenerateEvent], Awaitable[None]]
 """What is to be done with an event of the ask of that number."""
 
 FAREWELL_S = 2.0
-
-encoder = msgspec.json.Encoder()
-
-
-class Form(Protocol):
-    """How the answer to one request is written."""
-
-    def opening(self) -> list[msgspec.Struct]:
-        """What a stream begins with."""
-
-    def part(self, index: int, event: GenerateEvent) -> msgspec.Struct | None:
-        """What is streamed for an event; None if it shows nothing."""
-
-    def closing(self, answers: list[Completion]) -> list[msgspec.Struct]:
-        """What a stream ends with."""
-
-    def whole(self, answers: list[Completion]) -> msgspec.Struct:
-        """The answer that is not streamed."""
 
 
 class Gone(Exception):
@@ -69,8 +51,10 @@ class Desk:
         """A place for `count` generations, until the time limit.
 
         Raises:
-            GatewayError: 503 while shutting down, 429 when full, 504 at the time limit.
+            GatewayError: 503 while shutting down, 429 when full, 400 if it would never fit, 504 at the time limit.
         """
+        if count > self.max_requests:
+            raise BadRequest(f"these are {count} generations; this gateway runs at most {self.max_requests} at once")
         if self.draining:
             raise GatewayError(503, "the gateway is shutting down", "draining", headers=RETRY_SOON)
         if self.running + count > self.max_requests:
@@ -156,13 +140,13 @@ class Answer(Response):
                 watcher.cancel()
         except RingError as error:
             raise from_ring(error) from None
-        except BaseExceptionGroup as group_of_errors:
-            causes = list(leaves(group_of_errors))
-            if any(isinstance(cause, Gone) for cause in causes):
+        except BaseExceptionGroup as errors:
+            if errors.subgroup(Gone):
                 raise Gone from None
-            if isinstance(causes[0], RingError):
-                raise from_ring(causes[0]) from None
-            raise
+            failed, bugs = errors.split(RingError)
+            if failed is None or bugs is not None:
+                raise
+            raise from_ring(first(failed)) from None
 
 
 async def generate_all(client: RingClient, asks: list[Ask], take: Take) -> None:
@@ -196,58 +180,7 @@ async def notice_hangup(receive: Receive) -> None:
     raise Gone
 
 
-def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """The single exceptions of a group."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error
-
-
-class Writer:
-    """Server-sent events to one client. Nothing is sent before the first tokens, so an error until then has its status."""
-
-    def __init__(self, send: Send, form: Form) -> None:
-        self.send = send
-        self.form = form
-        self.started = False
-
-    async def write(self, index: int, event: GenerateEvent) -> None:
-        """Send what there is to show of an event."""
-        part = self.form.part(index, event)
-        if part is not None:
-            await self._send(frame(part))
-
-    async def finish(self, answers: list[Completion]) -> None:
-        """End the stream."""
-        await self._send(b"".join(map(frame, self.form.closing(answers))) + b"data: [DONE]\n\n", more=False)
-
-    async def fail(self, error: GatewayError) -> None:
-        """End the stream with an error, as OpenAI does."""
-        await self._send(frame(error.body), more=False)
-
-    async def _send(self, body: bytes, more: bool = True) -> None:
-        if not self.started:
-            self.started = True
-            headers = [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"cache-control", b"no-cache"),
-                (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
-            ]
-            await self.send({"type": "http.response.start", "status": 200, "headers": headers})
-            body = b"".join(map(frame, self.form.opening())) + body
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def frame(part: msgspec.Struct) -> bytes:
-    """One server-sent event."""
-    return b"data: %b\n\n" % encoder.encode(part)
-
-
-async def send_json(send: Send, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-    """A whole JSON answer."""
-    fields = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-    raw = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+def first(errors: BaseExceptionGroup[RingError]) -> RingError:
+    """One error of a group."""
+    error = errors.exceptions[0]
+    return first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from ring.gateway.answer import Answer, Desk, encoder
+from ring.gateway.answer import Answer, Desk
 from ring.gateway.body import decode, read
 from ring.gateway.chat import ChatForm, ChatRequest
 from ring.gateway.completions import CompletionForm, CompletionRequest
@@ -29,6 +29,7 @@ from ring.gateway.metrics import Metrics
 from ring.gateway.openapi import Health, Model, ModelList, describe
 from ring.gateway.page import page
 from ring.gateway.upstream import Upstream
+from ring.gateway.write import encoder
 
 Body = TypeVar("Body", GenerateRequest, CompletionRequest, ChatRequest)
 

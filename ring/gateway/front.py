@@ -9,10 +9,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ring.answers import Completion
-from ring.gateway.answer import encoder, send_json
 from ring.gateway.auth import OPEN_PATHS, check_host, check_key
 from ring.gateway.errors import GatewayError
 from ring.gateway.metrics import Metrics
+from ring.gateway.write import encoder, send_json
 
 log = logging.getLogger("ring.access")
 

@@ -62,7 +62,7 @@ async def talk(port: int, kind: str, others_done: asyncio.Event) -> str:
             first = await reader.read(200)
             return "left" if b" 200 " in first else verdict(first + await reader.read())
         answer = bytearray()
-        while piece := await reader.read(64 if kind == "slow" else 1 << 16):
+        while piece := await reader.read(256 if kind == "slow" else 1 << 16):
             answer += piece
             if kind == "slow":
                 await asyncio.sleep(0.005)

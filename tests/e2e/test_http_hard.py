@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ import httpx2
 import psutil
 import pytest
 
+from ring.launch import free_ports
 from tests.e2e.harness import NodeRing
 from tests.e2e.http_load import CONNECTIONS, storm
 from tests.e2e.http_server import HttpServer, idle
@@ -178,3 +182,25 @@ def test_bad_starts_are_one_sentence(tmp_path: Path, options: list[str], words: 
     assert Node(["serve", *options], log).wait() == 1
     assert words in log.read_text()
     assert log.read_text().count("\n") == 1
+
+
+@pytest.mark.slow
+def test_ring_up_serves_http_too(tmp_path: Path) -> None:
+    head, http = free_ports(2)
+    command = [sys.executable, "-m", "ring", "up", "--headless", "--nodes", "2", "--kv-memory", "64M", "--http", str(http)]
+    command += ["--clients", f"tcp://127.0.0.1:{head}"]
+    environment = os.environ | {"RING_CACHE": str(tmp_path / "cache")}
+    up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert up.stdout is not None
+    try:
+        said = next(line for line in up.stdout if "HTTP is served" in line)
+        assert f"http://127.0.0.1:{http}" in said
+        health = httpx2.get(f"http://127.0.0.1:{http}/health", timeout=10)
+        while health.status_code != 200:  # the gateway looks for the ring twice a second
+            health = httpx2.get(f"http://127.0.0.1:{http}/health", timeout=10)
+        assert httpx2.post(f"http://127.0.0.1:{http}/generate", json={"prompt": "def ", "max_tokens": 4}).status_code == 200
+    finally:
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) == 0
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://127.0.0.1:{http}/health")

@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import uvicorn
 
+from ring.gateway import serve
 from ring.gateway.app import Access
 from ring.gateway.auth import KeyFileError, digest, is_loopback, read_keys
-from ring.gateway.serve import ServeError, ServeOptions, listen, run_serve
+from ring.gateway.serve import PatientProtocol, ServeError, ServeOptions, listen, run_serve
 from tests.gateway.fakes import gateway
 
 KEY = "a-long-enough-secret"
@@ -94,3 +96,29 @@ def test_other_machines_are_not_served_without_a_key_unless_asked_for() -> None:
 def test_a_port_in_use_is_one_sentence() -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(ServeError, match="in use; choose another port"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_connection_that_says_nothing_or_half_of_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "HEADERS_PATIENCE_S", 0.2)
+
+    async def run() -> None:
+        async with gateway() as fixture:
+            config = uvicorn.Config(fixture.app, http=PatientProtocol, log_config=None, lifespan="off", timeout_keep_alive=60)
+            server = uvicorn.Server(config)
+            listener = listen("127.0.0.1", 0)
+            port = listener.getsockname()[1]
+            serving = asyncio.create_task(server._serve([listener]))
+            whole = b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            for first, then in ((b"", b""), (b"", whole[:20]), (whole, whole[:20])):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(first)
+                if first:
+                    assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+                writer.write(then)
+                rest = await asyncio.wait_for(reader.read(), 10)
+                assert b"HTTP" not in rest
+                writer.close()
+            server.should_exit = True
+            await serving
+
+    asyncio.run(run())

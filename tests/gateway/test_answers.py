@@ -292,6 +292,8 @@ def test_no_more_generations_than_may_run() -> None:
         second = await fixture.post("/generate", prompt="x")
         assert (second.status_code, second.headers["retry-after"]) == (429, "1")
         assert second.json()["error"]["code"] == "rate_limit_exceeded"
+        third = await fixture.post("/v1/completions", prompt="x", n=3)
+        assert third.status_code == 400 and "at most 2 at once" in third.json()["error"]["message"]
         assert (await fixture.http.get("/ready")).status_code == 503
         assert (await fixture.http.get("/health")).status_code == 200
         fixture.ring.go.set()
