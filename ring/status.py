@@ -18,6 +18,10 @@ def status_table(status: Status) -> RenderableType:
             f"KV {status.kv_used:,} of {status.kv_tokens:,} tokens, context {status.context:,}",
         )
     ]
+    if status.draining:
+        lines.append(Text("draining: no new requests are taken", "yellow"))
+    if status.spares:
+        lines.append(Text(f"spares wait for stage {', '.join(map(str, status.spares))}", "dim"))
     if status.detail:
         lines.append(Text(status.detail, "yellow"))
     table = Table(header_style="dim")

@@ -190,7 +190,7 @@ class Head:
 
     def _broken(self, lost: int) -> None:
         """A node is gone. What was in flight is lost; every live sequence will be replayed when the ring has re-formed."""
-        if self.formation.state != "ready":
+        if self.formation.state != "ready" or not 0 <= lost < len(self.formation.stages):
             return
         info = self.formation.stages[lost]
         detail = f"stage {lost} ({info.host}, layers {info.first_layer}-{info.end_layer - 1}) is gone or cut off"

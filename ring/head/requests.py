@@ -11,7 +11,7 @@ from ring.head.scheduler import Busy, Scheduler, TooLong
 from ring.head.sequence import Sequence
 from ring.head.streams import Stream
 from ring.head.text import TextStream
-from ring.head.tokenizer import Vocabulary
+from ring.head.tokenizer import PromptTooLong, Vocabulary
 from ring.wire.clients import Failed, FailureCode, FinishReason, Generate, Notice, StageTiming
 from ring.wire.messages import Sampling
 
@@ -70,6 +70,8 @@ class Requests:
             raise Refused("draining", "the ring is being drained and takes no new requests")
         try:
             prompt = self.vocabulary.prompt_ids(message.prompt, message.token_ids, message.messages)
+        except PromptTooLong as error:
+            raise Refused("too_long", str(error)) from None
         except ValueError as error:
             raise Refused("bad_request", str(error)) from None
         if max(message.generated, default=0) >= self.vocabulary.size or len(message.generated) > message.max_tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 log = logging.getLogger("ring")
+
+
+class PromptTooLong(ValueError):
+    """A text that cannot fit the context, whatever its tokens are."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,16 @@ class Vocabulary:
         """The engine that turns ids into text, token by token."""
         return None if self.encoder is None else self.encoder.backend_tokenizer
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.encoder.get_vocab()), default=1)
+
     def prompt_ids(self, prompt: str | None, token_ids: list[int] | None, messages: list[Message] | None = None) -> list[int]:
         """The token ids of a request.
 
         Raises:
+            PromptTooLong: seen from its length alone, as tokenizing megabytes would keep everybody waiting.
             ValueError: not exactly one given, empty, an id outside the vocabulary, or messages that the model's chat
                 template does not take.
         """
@@ -46,6 +57,9 @@ class Vocabulary:
         if token_ids is None:
             if self.encoder is None:
                 raise ValueError("this model has no tokenizer; give the prompt as token ids")
+            size = len(prompt) if prompt is not None else sum(len(message.content) for message in messages or [])
+            if size > self.context * self.longest_token:
+                raise PromptTooLong(f"{size} characters do not fit this model's context of {self.context} tokens")
             token_ids = self.encoder(prompt)["input_ids"] if messages is None else self._chat_ids(messages)
         if not token_ids:
             raise ValueError("the prompt is empty")
