@@ -11,4 +11,4 @@ from pathlib import Path
 
 def path() -> Path:
     """The folder of the shipped checkpoint (config.json, model.safetensors, tokenizer.json, README.md)."""
-    return Path(__file__).resolve().parent / "model"
+    return Path(__file__).resolve().parent / "pocket-python"
