@@ -1,0 +1,118 @@
+"""Where the messages come from: a live head, by way of RingClient. Everything here waits beside the display."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ring.client import NoHead, RingClient, RingError
+from tui.messages import Asked, Ended, Grew, Link, Message, Options
+
+STATUS_S = 1.0
+RETRY_S = 0.5
+TIMEOUT_S = 3.0
+
+Take = Callable[[Message], None]
+
+
+class Feed(Protocol):
+    """A source of messages: a head or a recording."""
+
+    take: Take
+    name: str
+    """What it reads: an address or a file."""
+    started: float
+    """When its clock was 0, in seconds since 1970."""
+
+    def now(self) -> float:
+        """Seconds on the feed's own clock."""
+
+    async def run(self) -> None:
+        """Hand messages to `take` until cancelled."""
+
+    async def ask(self, stream: int, prompt: str, options: Options) -> None:
+        """Send a prompt and follow its answer; cancelling this cancels it on every stage."""
+
+
+def ignore(message: Message) -> None:
+    """What is done with messages before anyone listens."""
+
+
+class LiveFeed:
+    """A head, polled and followed; reconnects for ever."""
+
+    def __init__(self, head: str) -> None:
+        self.name = head
+        self.take: Take = ignore
+        self.started = time.time()
+        self._began = time.monotonic()
+        self._client: RingClient | None = None
+
+    def now(self) -> float:
+        """Seconds since the dashboard started."""
+        return time.monotonic() - self._began
+
+    async def run(self) -> None:
+        """Connect, poll the status once a second and follow laps and events; begin again when the head is gone."""
+        known, attempt = False, 0
+        while True:
+            attempt += 1
+            self.take(Link("lost" if known else "connecting", attempt))
+            try:
+                async with RingClient(self.name, timeout=TIMEOUT_S) as client:
+                    self.take(Link("connected"))
+                    known, attempt, self._client = True, 0, client
+                    await self._follow(client)
+            except* NoHead:
+                pass
+            except* RingError as group:
+                self.take(Link("refused", attempt, sentence(group)))
+                await asyncio.sleep(TIMEOUT_S)
+            finally:
+                self._client = None
+            await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, client: RingClient) -> None:
+        """Until the head is gone, which raises."""
+
+        async def poll() -> None:
+            while True:
+                self.take(await client.status())
+                await asyncio.sleep(STATUS_S)
+
+        async def watch() -> None:
+            async with contextlib.aclosing(client.traces()) as traces:
+                async for trace in traces:
+                    self.take(trace)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch())
+            group.create_task(poll())
+
+    async def ask(self, stream: int, prompt: str, options: Options) -> None:
+        """Send a prompt; every way that it can end becomes an Ended."""
+        self.take(Asked(stream, prompt, options))
+        try:
+            if self._client is None:
+                raise NoHead(f"no head answers at {self.name}")
+            arguments = {name: getattr(options, name) for name in options.__struct_fields__}
+            async with contextlib.aclosing(self._client.generate(prompt, **arguments)) as events:
+                async for event in events:
+                    self.take(Grew(stream, event.sequence, len(event.token_ids), event.text))
+                    if event.finish_reason is not None:
+                        last = (event.prompt_tokens, event.seed, event.timings)
+                        self.take(Ended(stream, event.finish_reason, "", "", *last))
+        except RingError as error:
+            self.take(Ended(stream, "failed", error.code, str(error)))
+        except asyncio.CancelledError:
+            self.take(Ended(stream, "cancelled"))
+            raise
+
+
+def sentence(group: BaseExceptionGroup[RingError]) -> str:
+    """The first error's own words."""
+    first = group.exceptions[0]
+    return sentence(first) if isinstance(first, BaseExceptionGroup) else str(first)

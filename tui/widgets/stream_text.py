@@ -1,0 +1,70 @@
+"""The selected stream's text, as it streams."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+
+from tui.state.streams import Stream
+from tui.units import NOTHING, seconds
+from tui.widgets.panel import Panel
+
+EXAMPLE = "def fibonacci(n):"
+WHILE_RUNNING = 6_000
+WHEN_DONE = 200_000
+
+
+class Prose(Panel):
+    """Wrapped text."""
+
+    WRAPS = True
+    DEFAULT_CSS = "Prose { height: auto; }"
+
+
+class StreamText(VerticalScroll):
+    """Prompt, answer and figures; stays at the end while it grows, unless one has scrolled up."""
+
+    can_focus = True
+
+    def compose(self) -> ComposeResult:
+        yield Prose(id="asked")
+        yield Prose(id="answer")
+        yield Prose(id="figures")
+
+    def draw(self, stream: Stream | None, example: bool) -> None:
+        """Show this stream's text, or, with `example`, what to try."""
+        at_end = self.is_vertical_scroll_end
+        asked, answer, figures = (self.query_one(f"#{name}", Prose) for name in ("asked", "answer", "figures"))
+        if stream is None:
+            ready = Content.assemble(("Ready. Type a prompt below and press Enter, for example\n\n", "$text-muted"), EXAMPLE)
+            asked.display = True
+            asked.show(ready if example else Content(""))
+            answer.show(Content(""))
+            figures.show(Content(""))
+            return
+        # While it grows, only its end is laid out anew, ten times a second.
+        most = WHILE_RUNNING if stream.running else WHEN_DONE
+        text, prompt = stream.text, stream.prompt
+        cut = f"… {len(text) - most:,} characters more, shown when it has ended …\n" if len(text) > most else ""
+        head = f"… {len(prompt) - most:,} characters more …\n" if len(prompt) > most else ""
+        # The answer goes on in the prompt's last line.
+        above, _, line = prompt[-most:].rpartition("\n")
+        asked.display = bool(above or head)
+        asked.show(Content.assemble((head, "$text-muted"), (above, "bold")))
+        cursor = ("▌" if stream.running else "", "$text-accent")
+        answer.show(Content.assemble((line, "bold"), (cut, "$text-muted"), text[-most:], cursor))
+        figures.show(Content.styled("\n" + footing(stream), "$text-error" if stream.outcome == "failed" else "$text-muted"))
+        if at_end and stream.running:
+            self.scroll_end(animate=False, immediate=False)
+
+
+def footing(stream: Stream) -> str:
+    """How it stands, in a line."""
+    if stream.outcome == "failed":
+        return f"failed: {stream.detail}"
+    prompt = f" after a prompt of {stream.prompt_tokens:,}" if stream.prompt_tokens else ""
+    seed = f" · seed {stream.seed}" if stream.seed is not None and stream.options.temperature > 0 else ""
+    rate = f"{stream.rate:.1f} tok/s" if stream.rate else NOTHING
+    latency = f"TTFT {seconds(stream.ttft)} · ITL {seconds(stream.itl)}"
+    return f"{stream.state} · {stream.tokens:,} tokens{prompt} · {rate} · {latency}{seed}"
