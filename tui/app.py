@@ -26,7 +26,7 @@ from tui.screens.waterfall import Waterfall
 from tui.state.model import Model
 from tui.state.streams import Stream
 from tui.state.transcript import transcript
-from tui.themes import DARK, LIGHT
+from tui.themes import DARK, FALLBACK, LIGHT
 from tui.widgets.prompt import Prompt
 from tui.widgets.stream_table import StreamTable
 
@@ -55,16 +55,19 @@ class Dashboard(App[None]):
         "events": Events,
     }
     DEFAULT_MODE = "overview"
+    CSS = """
+    .-narrow FooterKey.-command-palette { display: none; }
+    """
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1,question_mark", "help", "Help", key_display="F1"),
         Binding("slash", "prompt", "Prompt", key_display="/"),
-        Binding("1", "view('overview')", "Overview"),
-        Binding("2", "view('waterfall')", "Waterfall"),
-        Binding("3", "view('trace')", "Trace"),
+        Binding("1", "view('overview')", "Ring"),
+        Binding("2", "view('waterfall')", "Laps"),
+        Binding("3", "view('trace')", "Token"),
         Binding("4", "view('events')", "Events"),
         Binding("ctrl+o", "options", "Options", key_display="^O"),
-        Binding("f1,question_mark", "help", "Help", key_display="F1"),
         Binding("d", "dark", "Dark or light", show=False),
         Binding("left_square_bracket", "speed(-1)", "Slower", key_display="["),
         Binding("right_square_bracket", "speed(1)", "Faster", key_display="]"),
@@ -243,6 +246,10 @@ class Dashboard(App[None]):
         if isinstance(self.feed, ReplayFeed):
             self.feed.change_speed(steps)
             self.model.version += 1
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our two shades of grey, for themes that do not have them."""
+        return FALLBACK
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The speed keys exist only in a replay."""

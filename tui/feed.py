@@ -50,6 +50,7 @@ class LiveFeed:
         self.started = time.time()
         self._began = time.monotonic()
         self._client: RingClient | None = None
+        self._connected = asyncio.Event()
 
     def now(self) -> float:
         """Seconds since the dashboard started."""
@@ -65,6 +66,7 @@ class LiveFeed:
                 async with RingClient(self.name, timeout=TIMEOUT_S) as client:
                     self.take(Link("connected"))
                     known, attempt, self._client = True, 0, client
+                    self._connected.set()
                     await self._follow(client)
             except* NoHead:
                 pass
@@ -73,6 +75,7 @@ class LiveFeed:
                 await asyncio.sleep(TIMEOUT_S)
             finally:
                 self._client = None
+                self._connected.clear()
             await asyncio.sleep(RETRY_S)
 
     async def _follow(self, client: RingClient) -> None:
@@ -93,11 +96,11 @@ class LiveFeed:
             group.create_task(poll())
 
     async def ask(self, stream: int, prompt: str, options: Options) -> None:
-        """Send a prompt; every way that it can end becomes an Ended."""
+        """Send a prompt, once there is a head; every way that it can end becomes an Ended."""
         self.take(Asked(stream, prompt, options))
         try:
-            if self._client is None:
-                raise NoHead(f"no head answers at {self.name}")
+            await self._connected.wait()
+            assert self._client is not None
             arguments = {name: getattr(options, name) for name in options.__struct_fields__}
             async with contextlib.aclosing(self._client.generate(prompt, **arguments)) as events:
                 async for event in events:

@@ -17,6 +17,7 @@ DARK = Theme(
     warning="#dba650",
     error="#e0697a",
     dark=True,
+    variables={"muted": "#7f8899", "faint": "#414a5b"},
 )
 LIGHT = Theme(
     name="ring-light",
@@ -31,4 +32,7 @@ LIGHT = Theme(
     warning="#9a6205",
     error="#b3263c",
     dark=False,
+    variables={"muted": "#6d737d", "faint": "#bfc2c4"},
 )
+FALLBACK = {"muted": "#808793", "faint": "#606671"}
+"""For themes that are not ours: `muted` is for words that one need not read, `faint` for what is there to be empty."""

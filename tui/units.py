@@ -4,7 +4,7 @@ from __future__ import annotations
 
 NOTHING = "–"
 BLOCKS = " ▁▂▃▄▅▆▇█"
-HUES = ("#5b8def", "#d27aa0", "#4aa88a", "#c9953f", "#9880dd", "#4a9fba", "#c8755a", "#88a04a")
+HUES = ("#6487c4", "#b07698", "#549682", "#b8935a", "#8b7dba", "#5690a3", "#b0755f", "#849458")
 """One for each microbatch in turn: of middling lightness, so that they read on a dark and on a light ground."""
 
 # A model's output may hold any character; an escape sequence must not reach the terminal, nor may text run backwards.
@@ -29,7 +29,9 @@ def seconds(value: float | None) -> str:
     """Seconds, or milliseconds below one."""
     if value is None:
         return NOTHING
-    return f"{value * 1e3:.1f} ms" if value < 0.9995 else f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
+    if value < 0.9995:
+        return f"{value * 1e3:.1f} ms" if value < 0.09995 else f"{value * 1e3:.0f} ms"
+    return f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
 
 
 def size(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
@@ -15,14 +16,19 @@ from tui.widgets.state_panel import StatePanel
 if TYPE_CHECKING:
     from tui.app import Dashboard
 
-STREAM_KEYS: list[BindingType] = [
+STREAM_KEYS: list[Binding] = [
     Binding("x", "app.cancel", "Cancel"),
     Binding("y", "app.copy", "Copy"),
     Binding("r", "app.again", "Again"),
-    Binding("e", "app.edit", "Edit"),
+    Binding("e", "app.edit", "Edit", show=False),
     Binding("s", "app.save", "Save"),
 ]
 """What can be done with the selected prompt."""
+
+
+def quiet(bindings: list[Binding]) -> list[Binding]:
+    """The same keys, not shown in the footer."""
+    return [replace(binding, show=False) for binding in bindings]
 
 
 class View(Screen[None]):

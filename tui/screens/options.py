@@ -17,7 +17,7 @@ from tui.messages import Options
 FIELDS = {
     "max_tokens": ("max tokens", "most new tokens, at least 1"),
     "temperature": ("temperature", "0 takes the likeliest token; more makes it bolder"),
-    "top_p": ("top-p", "draw among the likeliest that reach this probability; 1 all"),
+    "top_p": ("top-p", "draw among the likeliest that make up this share; 1 all"),
     "top_k": ("top-k", "draw among this many likeliest tokens; 0 all"),
     "seed": ("seed", "same seed, same tokens; empty picks one"),
     "stop": ("stop", r"end before any of these; | between them, \n a line end"),
@@ -72,7 +72,7 @@ class OptionsScreen(ModalScreen[Options | None]):
     ]
     CSS = """
     OptionsScreen { align: center middle; }
-    OptionsScreen > Vertical { width: 76; height: auto; border: round $primary; background: $surface; padding: 0 2; }
+    OptionsScreen > Vertical { width: 92; max-width: 100%; height: auto; border: round $primary; padding: 0 2; }
     OptionsScreen Grid { grid-size: 3; grid-columns: 13 14 1fr; grid-rows: 1; grid-gutter: 0 1; height: auto; }
     OptionsScreen #error { color: $text-error; height: auto; padding: 1 0 0 0; }
     OptionsScreen .hint { color: $text-muted; }

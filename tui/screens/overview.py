@@ -35,6 +35,7 @@ class Overview(View):
     Overview.-short RingView, Overview.-short StageTable { border: none; }
     Overview.-short #streams > *, Overview.-short #streams > *:focus { border: none; border-top: solid $panel-lighten-1; }
     Overview.-narrow StreamTable { width: 40; }
+    Overview.-short StatePanel { padding: 0 2; }
     Overview StatePanel.alone { height: 1fr; content-align: center middle; text-align: center; }
     """
 

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 
-from tui.screens.base import STREAM_KEYS, View
+from tui.screens.base import STREAM_KEYS, View, quiet
 from tui.state.laps import end_ns, letter
 from tui.state.streams import Stream
 from tui.units import one_line, seconds
@@ -24,16 +24,15 @@ class Trace(View):
 
     AUTO_FOCUS = "TokenStrip"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "stream(-1)", "Prompt before", key_display="↑"),
-        Binding("down", "stream(1)", "Prompt after", key_display="↓"),
-        *STREAM_KEYS,
+        Binding("up", "stream(-1)", "Prompt", key_display="↑↓"),
+        Binding("down", "stream(1)", "Prompt after", show=False),
+        *quiet(STREAM_KEYS),
     ]
     CSS = """
     Trace TokenStrip, Trace LapTable {
         border: round $panel-lighten-1; border-title-color: $text-muted; border-subtitle-color: $text-muted;
     }
-    Trace TokenStrip { height: 8; }
-    Trace.-tall TokenStrip { height: 12; }
+    Trace TokenStrip { height: 1fr; min-height: 5; }
     Trace TokenStrip:focus { border: round $primary 60%; }
     Trace #none { padding: 1 3; color: $text-muted; }
     """
@@ -53,7 +52,7 @@ class Trace(View):
         if stream is None:
             none.show(Content("No prompt is selected. Press / and ask something, then come back with 3."))
         elif figures:
-            strip.draw(stream)
+            strip.draw(self.dashboard.model, stream)
             strip.border_title = f"prompt {stream.number} · {one_line(stream.prompt)[:60]} · {stream.state}"
             self._draw_token(stream, strip.selected(stream))
 

@@ -33,19 +33,18 @@ def bottleneck(stats: RingStats) -> Bottleneck | None:
     if links[widest] > compute:
         onward = (widest + 1) % len(computes)
         return Bottleneck(
-            slowest, f"the hop {widest} → {onward} takes {ms(links[widest])}, longer than any stage computes ({ms(compute)})"
+            slowest, f"the hop {widest} → {onward} takes {ms(links[widest])}; no stage computes longer than {ms(compute)}"
         )
     second = max(total for stage, total in computes.items() if stage != slowest)
     if shares.busy < FULL:
         return Bottleneck(
             slowest,
-            f"stage {slowest} computes longest, yet waits for input {percent(shares.waiting)} of the time: "
-            "more prompts at once would fill the pipeline",
+            f"stage {slowest} is slowest but {percent(shares.waiting)} without input: more prompts would fill the ring",
         )
     lead = computes[slowest] / second - 1 if second else 0.0
     if lead < 0.1:
-        return Bottleneck(slowest, f"well balanced: the slowest, stage {slowest}, is busy {percent(shares.busy)} of the time")
+        return Bottleneck(slowest, f"well balanced: the slowest, stage {slowest}, is busy {percent(shares.busy)}")
     return Bottleneck(
         slowest,
-        f"stage {slowest} holds the ring back: busy {percent(shares.busy)} of the time, {percent(lead)} longer than the next",
+        f"stage {slowest} holds the ring back: busy {percent(shares.busy)}, {percent(lead)} more than the next",
     )

@@ -40,7 +40,7 @@ def row(columns: Sequence[Column], cells: Iterable[Piece]) -> list[Piece]:
 
 def heading(columns: Sequence[Column]) -> list[Piece]:
     """The line above."""
-    return [("  ".join(fit(c.heading, c.width, c.right) for c in columns), "$text-muted")]
+    return [("  ".join(fit(c.heading, c.width, c.right) for c in columns), "$muted")]
 
 
 def width(columns: Sequence[Column]) -> int:

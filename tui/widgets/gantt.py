@@ -22,7 +22,7 @@ LABEL = 11
 TAIL = 11
 STEPS = [base * 10**power for power in range(5, 11) for base in (1, 2, 5)]
 """Spans of time that fill the width, in nanoseconds: 0.1 ms to 50 s."""
-LAPS_IN_SIGHT = 8
+COLUMNS_A_LAP = 14
 MOST = 3000
 
 
@@ -47,12 +47,12 @@ class Gantt(Panel, can_focus=True):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "pause", "Pause"),
-        Binding("left", "choose(-1)", "Lap before", key_display="←"),
-        Binding("right", "choose(1)", "Lap after", key_display="→"),
-        Binding("plus,equals_sign", "zoom(-1)", "Zoom in", key_display="+"),
-        Binding("minus", "zoom(1)", "Zoom out", key_display="-"),
-        Binding("pageup,shift+left,h", "scroll(-0.5)", "Back", key_display="PgUp"),
-        Binding("pagedown,shift+right,l", "scroll(0.5)", "On", key_display="PgDn"),
+        Binding("left", "choose(-1)", "Lap", key_display="←→"),
+        Binding("right", "choose(1)", "Lap after", show=False),
+        Binding("plus,equals_sign", "zoom(-1)", "Zoom", key_display="+-"),
+        Binding("minus", "zoom(1)", "Zoom out", show=False),
+        Binding("pageup,shift+left,h", "scroll(-0.5)", "Scroll", key_display="PgUp/Dn"),
+        Binding("pagedown,shift+right,l", "scroll(0.5)", "Scroll on", show=False),
         Binding("home", "oldest", "Oldest", show=False),
         Binding("end", "live", "Live", key_display="End"),
     ]
@@ -168,7 +168,7 @@ class Gantt(Panel, can_focus=True):
 
     def _thickness(self) -> int:
         """Lines for each stage."""
-        return max(1, min(4, (self.size.height - 2) // max(1, len(self._lanes))))
+        return max(1, min(7, (self.size.height - 1) // max(1, len(self._lanes))))
 
     def draw(self, model: Model) -> None:
         """Draw what is in sight."""
@@ -177,7 +177,7 @@ class Gantt(Panel, can_focus=True):
         if columns < 8 or not model.log.laps:
             self.show(Content(""))
             return
-        self._fit_span(model)
+        self._fit_span(model, columns)
         end = self._right_edge(model)
         start = end - self._span
         laps = model.log.between(start, end, MOST)
@@ -202,14 +202,14 @@ class Gantt(Panel, can_focus=True):
                     tail = f" busy {percent(busy):>5}"
                 elif index == 1:
                     tail = f"  gap {percent(1 - busy):>5}"
-                lines.append(Content.assemble((label if index == 0 else " " * LABEL, style), *body, (tail, "$text-muted")))
+                lines.append(Content.assemble((label if index == 0 else " " * LABEL, style), *body, (tail, "$muted")))
         lines.append(Content.assemble(axis(columns, self._span)))
         self.show(Content("\n").join(lines))
 
-    def _fit_span(self, model: Model) -> None:
+    def _fit_span(self, model: Model, columns: int) -> None:
         """Unless zoomed, a span in which some laps fit; it changes only when laps become much longer or shorter."""
         median = model.stats.lap.percentile(0.5) or float(model.log.laps[-1].duration_ns)
-        ideal = median * LAPS_IN_SIGHT
+        ideal = median * columns / COLUMNS_A_LAP
         if self._span == 0 or (not self._zoomed and not self.paused and not 0.4 < self._span / ideal < 2.5):
             self._span = next((step for step in STEPS if step >= ideal), STEPS[-1])
 
@@ -239,7 +239,7 @@ def computing_line(lane: Lane, chosen: Lap | None, named: bool) -> list[Piece]:
     for column, lap in enumerate(lane.owner):
         cover = lane.cover[column]
         if lap is None or cover < 0.1:
-            pieces.append(("·" if named else " ", "$text-disabled"))
+            pieces.append(("·" if named else " ", "$faint"))
             before = None
             continue
         hue = "$foreground" if lap is chosen else HUES[lap.microbatch % len(HUES)]
@@ -272,4 +272,4 @@ def axis(columns: int, span: int) -> tuple[str, str]:
         text = f"-{value:.0f} ms" if value >= 10 else f"-{value:.1f} ms" if value else "0"
         at = LABEL + round(columns * tick / ticks) - (len(text) if tick else 0)
         line[at : at + len(text)] = text
-    return "".join(line)[: LABEL + columns], "$text-muted"
+    return "".join(line)[: LABEL + columns], "$muted"

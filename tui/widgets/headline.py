@@ -53,7 +53,12 @@ class Headline(Panel):
         right = next(
             (
                 text
-                for text in (f"{speed}  {latency}  {load}", f"{speed}  {load}", f"{speed}  {status.running} running", speed)
+                for text in (
+                    f"{speed}  {latency}  {load}",
+                    f"{speed}  {latency}  KV {kv}  {status.running} run",
+                    f"{speed}  {latency}",
+                    speed,
+                )
                 if len(text) + 2 <= room
             ),
             "",
@@ -61,4 +66,4 @@ class Headline(Panel):
         middle = f"  {status.model} · {len(status.stages)} stages · {status.dtype}"
         middle = middle if len(middle) + len(right) + 2 <= room else ""
         gap = max(1, room - len(middle) - len(right))
-        self.show(Content.assemble(left, (middle, "$text-muted"), " " * gap, right))
+        self.show(Content.assemble(left, (middle, "$muted"), " " * gap, right))

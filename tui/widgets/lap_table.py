@@ -30,7 +30,7 @@ class LapTable(Panel):
 
     def say(self, words: str) -> None:
         """Show a sentence instead."""
-        self.show(Content.styled(words, "$text-muted"))
+        self.show(Content.styled(words, "$muted"))
 
 
 def title(lap: Lap) -> str:
@@ -69,7 +69,7 @@ def bar_lines(lap: Lap, width: int) -> list[list[Piece]]:
                 cells -= len(name)
             pieces.append((glyph * cells, hue))
             drawn = max(drawn, until)
-    return [pieces, [("░ queue  █ compute  ╌ send and wire; the number is the stage", "$text-muted")]]
+    return [pieces, [("░ queue  █ compute  ╌ send and wire; the number is the stage", "$muted")]]
 
 
 def table_lines(lap: Lap, wide: bool) -> list[list[Piece]]:
@@ -90,5 +90,5 @@ def table_lines(lap: Lap, wide: bool) -> list[list[Piece]]:
     total = [f"{value:.2f}" for value in sums]
     rest = [size(sum(hop.bytes for hop in lap.hops)), "100 %"] if wide else []
     lines.append(row(columns, [("sum", "bold"), "", "", "", f"{whole:.2f}", *((text, "bold") for text in total), *rest]))
-    lines.append([(f"{' + '.join(total)} = {whole:.2f} ms, the lap", "$text-muted")])
+    lines.append([(f"{' + '.join(total)} = {whole:.2f} ms, the lap", "$muted")])
     return lines

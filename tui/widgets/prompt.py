@@ -15,8 +15,10 @@ class Prompt(TextArea):
     """Grows with its text, up to a few lines; a paste of any length is one prompt."""
 
     DEFAULT_CSS = """
-    Prompt { height: auto; min-height: 3; max-height: 8; border: round $primary 60%; padding: 0 1; background: $background; }
-    Prompt:focus { border: round $accent; }
+    Prompt { height: auto; min-height: 3; max-height: 8; padding: 0 1; background: $background;
+        border: round $panel-lighten-1; border-title-color: $text-muted; border-subtitle-color: $text-muted;
+    }
+    Prompt:focus { border: round $accent 70%; }
     Prompt.narrow { max-height: 6; }
     """
 
@@ -38,7 +40,7 @@ class Prompt(TextArea):
         """The user wants the keys for something else."""
 
     def __init__(self) -> None:
-        super().__init__(show_line_numbers=False, compact=True, highlight_cursor_line=False)
+        super().__init__(show_line_numbers=False, highlight_cursor_line=False)
         self.placeholder = "Type a prompt and press Enter…"
         self.asked: list[str] = []
         self._position = 0

@@ -18,7 +18,7 @@ from tui.widgets.panel import Panel, Piece
 
 HOP = 13
 NARROWEST = 22
-WIDEST = 34
+WIDEST = 40
 FRESH_S = 1.0
 IN_FLIGHT = 64
 
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 class RingView(Panel):
     """Boxes when there is room for them, one line when there is not; below, what holds the ring back."""
 
-    DEFAULT_CSS = "RingView { height: auto; padding: 0 1; text-wrap: nowrap; }"
+    DEFAULT_CSS = "RingView { height: auto; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }"
 
     def draw(self, model: Model) -> None:
         """Draw the ring as it stands."""
@@ -46,7 +46,9 @@ class RingView(Panel):
         found = bottleneck(model.stats)
         slowest = found.stage if found else -1
         picture = boxes(model, stages, box, slowest) if roomy else line(model, stages, slowest)
-        words: Piece = (f"▲ {found.words}", "$text-warning") if found else ("nothing has run in the last minute", "$text-muted")
+        words: Piece = ("nothing has run in the last minute", "$muted")
+        if found is not None:
+            words = (f"{'▲ ' if slowest >= 0 else ''}{found.words}", "$text-warning")
         self.show(Content("\n").join([picture, Content.assemble(words)]))
 
 
@@ -95,17 +97,17 @@ def line(model: Model, stages: list[StageStatus], slowest: int) -> Content:
         mark = " ✗ lost" if info.stage == lost else " ▲" if info.stage == slowest else ""
         style = "bold $text-error" if info.stage == lost else "bold $text-warning" if mark else "bold"
         parts += [(f"{info.stage} {fit(info.host, min(10, cell_len(info.host)))}{mark}", style)]
-        parts += [(f" {info.first_layer}-{info.end_layer - 1} ", "$text-muted")]
+        parts += [(f" {info.first_layer}-{info.end_layer - 1} ", "$muted")]
         inside = dots(held.get(info.stage, []), "waits", "computes", "travels")[:4]
         used = sum(len(text) for text, _ in inside)
-        parts += [*inside, " " * max(0, 6 - used), ("↩" if stage is stages[-1] else "▸ ", "$text-muted")]
+        parts += [*inside, " " * max(0, 6 - used), ("↩" if stage is stages[-1] else "▸ ", "$muted")]
     return Content.assemble(*parts)
 
 
 def boxes(model: Model, stages: list[StageStatus], width: int, slowest: int) -> Content:
     """Boxes, hops and the way back under them."""
     held, lost = places(model), lost_stage(model.status)
-    margins: list[Piece] = ["  ", ("┌▶", "$text-muted"), *[("│ ", "$text-muted")] * 5]
+    margins: list[Piece] = ["  ", ("┌▶", "$muted"), *[("│ ", "$muted")] * 5]
     rows: list[list[Piece]] = [[margin] for margin in margins]
     for stage in stages:
         box = box_lines(model, stage, held.get(stage.info.stage, []), width, slowest, lost)
@@ -113,14 +115,14 @@ def boxes(model: Model, stages: list[StageStatus], width: int, slowest: int) -> 
         hop = hop_lines(model, stage.info.stage, held.get(stage.info.stage, []))
         for index, pieces in enumerate(box):
             rows[index] += [*pieces, *([] if last else hop[index])]
-    rows[1].append(("─┐", "$text-muted"))
+    rows[1].append(("─┐", "$muted"))
     for pieces in rows[2:]:
-        pieces.append((" │", "$text-muted"))
+        pieces.append((" │", "$muted"))
     stats = model.stats.stages.get(stages[-1].info.stage)
     label = f" token ids {ms(stats.link.percentile(0.5) if stats else None)} "
     total = 2 + width * len(stages) + HOP * (len(stages) - 1)
     bottom = "└" + f"◀{label}".center(total, "─") + "┘"
-    return Content("\n").join([*(Content.assemble(*row) for row in rows), Content.styled(bottom, "$text-muted")])
+    return Content("\n").join([*(Content.assemble(*row) for row in rows), Content.styled(bottom, "$muted")])
 
 
 def box_lines(
@@ -148,10 +150,10 @@ def box_lines(
     return [
         [("╭" + title + "─" * (width - 2 - cell_len(title) - len(tail)) + tail + "╮", colour)],
         inside(fit(f"{ends}layers {info.first_layer}-{info.end_layer - 1}{ends_after}", inner)),
-        inside((fit(f"{info.dtype} · {size(info.shard_bytes)} · RSS {size(stage.resident_bytes)}", inner), "$text-muted")),
+        inside((fit(f"{info.dtype} · {size(info.shard_bytes)} · RSS {size(stage.resident_bytes)}", inner), "$muted")),
         inside(*bar("busy", shares.busy if shares else 0.0, percent(shares.busy if shares else None), inner, "$text-primary")),
         inside(*bar("KV", kv, percent(kv), inner, "$text-secondary")),
-        inside(*here, (fit(word, inner - used), "$text-muted")),
+        inside(*here, (fit(word, inner - used), "$muted")),
         [("╰" + "─" * (width - 2) + "╯", colour)],
     ]
 
@@ -160,7 +162,7 @@ def bar(name: str, share: float, text: str, inner: int, style: str) -> list[Piec
     """A share as a bar with its name and its figure."""
     length = inner - 5 - 6
     full = min(length, round(share * length))
-    return [fit(name, 5), ("━" * full, style), ("─" * (length - full), "$text-disabled"), fit(text, 6, right=True)]
+    return [fit(name, 5), ("━" * full, style), ("─" * (length - full), "$faint"), fit(text, 6, right=True)]
 
 
 def hop_lines(model: Model, stage: int, held: list[Place]) -> list[list[Piece]]:
@@ -172,8 +174,8 @@ def hop_lines(model: Model, stage: int, held: list[Place]) -> list[list[Piece]]:
     blank: list[Piece] = [" " * HOP]
     return [
         blank,
-        [("─" * (HOP - 1) + "▶", "$text-muted")],
-        [(latency.center(HOP), "$text-muted")],
+        [("─" * (HOP - 1) + "▶", "$muted")],
+        [(latency.center(HOP), "$muted")],
         [" ", *travelling, " " * (HOP - 1 - used)],
         blank,
         blank,

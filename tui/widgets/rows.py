@@ -77,8 +77,8 @@ class Rows(Panel, can_focus=True):
         for index in range(self._top, min(len(self.keys), self._top + height)):
             line = Content.assemble(*row(self._columns, self._cells(self.keys[index])))
             if index == self._cursor:
-                line = line.pad_right(max(0, self.size.width - line.cell_length))
-                line = line.stylize("reverse" if self.has_focus else "$foreground on $surface-lighten-2")
+                padding = " " * max(0, self.size.width - line.cell_length)
+                line = Content.styled(line.plain + padding, "bold $background on $primary" if self.has_focus else "on $panel")
             lines.append(line)
         hidden = len(self.keys) - height
         self.border_subtitle = f"{self._cursor + 1} of {len(self.keys)}" if hidden > 0 else ""

@@ -6,7 +6,6 @@ from textual.content import Content
 
 from ring.wire.clients import StageStatus
 from tui.state.bottleneck import bottleneck
-from tui.state.histogram import SlidingHistogram
 from tui.state.model import Model
 from tui.state.stages import StageStats
 from tui.units import NOTHING, bare_ms, ms, parts_of, percent, size, sparkline
@@ -34,14 +33,15 @@ GROUPS = (
     f"{'':24}{'queue ms':>16}{'compute ms':>16}{'send+wire ms':>16}{'share of time':>21}{'last 10 s':>17}  compute, last 60 s"
 )
 SMALL = (
-    Column("stage", 11, False),
+    Column("stage    ms", 11, False),
     Column("queue", 6),
-    Column("comp", 6),
+    Column("comput", 6),
+    Column("p95", 6),
     Column("wire", 6),
     Column("busy", 5),
     Column("wait", 5),
-    Column("tok/s", 6),
-    Column("", 15, False),
+    Column("block", 5),
+    Column("60 s", 10, False),
 )
 
 
@@ -57,8 +57,8 @@ class StageTable(Panel):
         full = self.size.width >= 132
         columns = FULL if full else SMALL
         found = bottleneck(model.stats)
-        lines: list[list[Piece]] = [[(GROUPS, "$text-muted")]] if full else []
-        lines.append(heading(columns) if full else heading([*SMALL[:1], *(c._replace(heading=c.heading) for c in SMALL[1:])]))
+        lines: list[list[Piece]] = [[(GROUPS, "$muted")]] if full else []
+        lines.append(heading(columns))
         for stage in model.status.stages:
             slowest = found is not None and found.stage == stage.info.stage
             stats = model.stats.stages.get(stage.info.stage)
@@ -87,30 +87,25 @@ def small_cells(model: Model, stage: StageStatus, stats: StageStats | None, slow
     name = f"{stage.info.stage} {fit(stage.info.host, 7)}{' ▲' if slowest else ''}"
     style = "bold $text-warning" if slowest else ""
     if stats is None:
-        return [name, *[NOTHING] * 6, ""]
+        return [name, *[NOTHING] * 7, ""]
     shares = stats.shares()
-    medians = [bare_ms(half(h)) for h in (stats.queue, stats.compute, stats.link)]
-    spent = [percent(shares.busy if shares else None), percent(shares.waiting if shares else None)]
-    spark = (sparkline(stats.sparkline(model.now, 15)), "$text-primary")
-    return [(name, style), *medians, *spent, f"{stats.rate(model.now, 'tokens'):.0f}", spark]
-
-
-def half(histogram: SlidingHistogram) -> float | None:
-    """The median."""
-    return histogram.percentile(0.5)
+    measures = ((stats.queue, 0.5), (stats.compute, 0.5), (stats.compute, 0.95), (stats.link, 0.5))
+    times = [bare_ms(histogram.percentile(share)) for histogram, share in measures]
+    spent = [NOTHING] * 3 if shares is None else [percent(s) for s in (shares.busy, shares.waiting, shares.blocked)]
+    return [(name, style), *times, *spent, (sparkline(stats.sparkline(model.now, 10)), "$text-primary")]
 
 
 def lap_line(model: Model, full: bool) -> list[Piece]:
     """The mean lap: its parts, as they are shown, add up to the whole, as it is shown."""
     lap = model.stats.mean_lap()
     if lap is None:
-        return [("a lap: nothing has gone round in the last minute", "$text-muted")]
+        return [("a lap: nothing has gone round in the last minute", "$muted")]
     parts = [lap.queue / 1e6, lap.compute / 1e6, lap.send / 1e6, lap.wire / 1e6]
     shown = parts_of(parts)
     whole = parts_of([sum(parts)])[0]
     named = " + ".join(f"{name} {part}" for name, part in zip(("queue", "compute", "send", "wire"), shown, strict=True))
-    line: list[Piece] = [("a lap ", "$text-muted"), (f"{whole} ms", "bold"), (f" = {named}", "")]
+    line: list[Piece] = [("a lap ", "$muted"), (f"{whole} ms", "bold"), (f" = {named}", "")]
     if full:
         p50, p95 = (ms(model.stats.lap.percentile(share)) for share in (0.5, 0.95))
-        line.append((f"   mean of {lap.laps:,} laps in 60 s, p50 {p50}, p95 {p95}", "$text-muted"))
+        line.append((f"   mean of {lap.laps:,} laps in 60 s, p50 {p50}, p95 {p95}", "$muted"))
     return line

@@ -8,6 +8,8 @@ from tui.state.condition import Words, describe
 from tui.state.model import Model
 from tui.widgets.panel import Panel
 
+ROOMY = 32
+
 
 class StatePanel(Panel):
     """One plain screen for every state but a ready ring; `brief` is its first line only."""
@@ -28,7 +30,8 @@ class StatePanel(Panel):
             self.show(Content.assemble((words.title, "bold"), " · ", words.reason))
             return
         title = (words.title, "bold $text-warning")
-        self.show(Content.assemble(title, "\n\n", words.reason, "\n\n", (words.advice, "$text-muted")))
+        gap = "\n" if self.screen.size.height < ROOMY else "\n\n"
+        self.show(Content.assemble(title, gap, words.reason, gap, (words.advice, "$muted")))
 
 
 def words_for(model: Model, head: str) -> Words:

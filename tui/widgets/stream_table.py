@@ -28,9 +28,9 @@ class StreamTable(Rows):
 
 def cells(model: Model, stream: Stream, full: bool) -> list[Piece]:
     """A stream's line."""
-    state: Piece = (stream.state, STYLES.get(stream.state, "$text-muted"))
-    if stream.running and not model.ready and stream.state == "decode":
-        state = ("paused", "$text-warning")
+    state: Piece = (stream.state, STYLES.get(stream.state, "$muted"))
+    if stream.running and not model.ready:
+        state = ("paused" if stream.tokens else "waiting", "$text-warning")
     short: list[Piece] = [str(stream.number), one_line(stream.prompt), state, f"{stream.tokens:,}"]
     rate = f"{stream.rate:.1f}" if stream.rate else NOTHING
     return [*short, rate, seconds(stream.ttft), seconds(stream.itl)] if full else short

@@ -37,7 +37,7 @@ class StreamText(VerticalScroll):
         at_end = self.is_vertical_scroll_end
         asked, answer, figures = (self.query_one(f"#{name}", Prose) for name in ("asked", "answer", "figures"))
         if stream is None:
-            ready = Content.assemble(("Ready. Type a prompt below and press Enter, for example\n\n", "$text-muted"), EXAMPLE)
+            ready = Content.assemble(("Ready. Type a prompt below and press Enter, for example\n\n", "$muted"), EXAMPLE)
             asked.display = True
             asked.show(ready if example else Content(""))
             answer.show(Content(""))
@@ -51,10 +51,10 @@ class StreamText(VerticalScroll):
         # The answer goes on in the prompt's last line.
         above, _, line = prompt[-most:].rpartition("\n")
         asked.display = bool(above or head)
-        asked.show(Content.assemble((head, "$text-muted"), (above, "bold")))
+        asked.show(Content.assemble((head, "$muted"), (above, "bold")))
         cursor = ("▌" if stream.running else "", "$text-accent")
-        answer.show(Content.assemble((line, "bold"), (cut, "$text-muted"), text[-most:], cursor))
-        figures.show(Content.styled("\n" + footing(stream), "$text-error" if stream.outcome == "failed" else "$text-muted"))
+        answer.show(Content.assemble((line, "bold"), (cut, "$muted"), text[-most:], cursor))
+        figures.show(Content.styled("\n" + footing(stream), "$text-error" if stream.outcome == "failed" else "$muted"))
         if at_end and stream.running:
             self.scroll_end(animate=False, immediate=False)
 
