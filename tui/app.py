@@ -252,8 +252,10 @@ class Dashboard(App[None]):
         return FALLBACK
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The speed keys exist only in a replay."""
-        return isinstance(self.feed, ReplayFeed) if action == "speed" else True
+        """The speed keys exist only in a replay, and the way to the prompt only elsewhere."""
+        if action == "speed":
+            return isinstance(self.feed, ReplayFeed)
+        return action != "prompt" or not isinstance(self.focused, Prompt)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """What the command palette offers beside Textual's own."""

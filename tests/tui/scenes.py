@@ -17,6 +17,8 @@ LAYERS = (0, 4, 8, 12)
 COMPUTE_MS = (7.1, 7.4, 9.8)
 WIRE_MS = 0.06
 EPOCH = 7
+LONG, SHORT = 600, 10
+"""Tokens of the first prompt and of the others."""
 PROMPTS = (
     "import os\n\ndef walk(path):",
     "def fibonacci(n):",
@@ -24,7 +26,26 @@ PROMPTS = (
     "# Die Größe der Häuser: 東京の夜\n",
     "x = [1, 2, 3]",
 )
-WORDS = [" return", " self", ".", "path", "\n    ", "if", " not", " os", "(", ")", ":", " x", " =", " 1", "größe", "東京", ",", " for"]
+WORDS = [
+    " return",
+    " self",
+    ".",
+    "path",
+    "\n    ",
+    "if",
+    " not",
+    " os",
+    "(",
+    ")",
+    ":",
+    " x",
+    " =",
+    " 1",
+    "größe",
+    "東京",
+    ",",
+    " for",
+]
 
 
 class StillFeed:
@@ -111,8 +132,9 @@ def status(state: State = "ready", detail: str = "", running: int = 0, waiting: 
     )
 
 
-def pipeline(count: int, sequences: int = 4, prompt: int = 600, start_ns: int = 5 * 10**9) -> list[Lap]:
-    """Laps of a ring that computes as COMPUTE_MS says: one prompt in chunks of 128 first, then decode steps.
+def pipeline(count: int, sequences: int = 4, prompt: int = LONG, start_ns: int = 5 * 10**9) -> list[Lap]:
+    """Laps of a ring that computes as COMPUTE_MS says: one prompt in chunks of 128 first, with the last chunk the other
+    sequences' short prompts, then decode steps.
 
     At most four are in flight; each stage takes them in order, one at a time.
     """
@@ -134,9 +156,12 @@ def pipeline(count: int, sequences: int = 4, prompt: int = 600, start_ns: int = 
         returned.append(at)
         if prefill:
             runs = [LapRun(1, number * 128, min(128, prompt - number * 128), True)]
+            if (number + 1) * 128 >= prompt:
+                runs += [LapRun(sequence, 0, SHORT, True) for sequence in range(2, sequences + 1)]
         else:
             step = number - -(-prompt // 128)
-            runs = [LapRun(1 + step % sequences, prompt + step // sequences, 1, False)]
+            sequence = 1 + step % sequences
+            runs = [LapRun(sequence, (prompt if sequence == 1 else SHORT) + step // sequences, 1, False)]
         laps.append(Lap(2, number, EPOCH, began, at - began, hops, runs))
     return laps
 
@@ -171,17 +196,18 @@ def running() -> list[tuple[float, Message]]:
     dice = random.Random(2)
     for lap in laps:
         at = (lap.started_ns + lap.duration_ns) / 1e9
-        run = lap.runs[0]
-        if not run.prefill or run.start + run.count >= 600:
-            if run.sequence <= 2 and run.start < 700:
-                story.append((at, Grew(run.sequence, run.sequence, 1, dice.choice(WORDS))))
-            if run.sequence in (3, 4):
+        for run in lap.runs:
+            token = run.start + run.count - (LONG if run.sequence == 1 else SHORT)
+            if token >= 0 and (token < 101 or run.sequence > 1):
                 story.append((at, Grew(run.sequence, run.sequence, 1, dice.choice(WORDS))))
         story.append((at, lap))
     story += [
-        (at, Ended(1, "length", "", "", 600, 0, timings(101))),
+        (at, Ended(1, "length", "", "", LONG, 0, timings(101))),
         (at, Ended(5, "failed", "busy", "the ring is busy: 256 requests are waiting already; try again later")),
-        (at, Event(1, STARTED + at, "warning", -1, "a request was refused: the ring is busy: 256 requests are waiting already")),
+        (
+            at,
+            Event(1, STARTED + at, "warning", -1, "a request was refused: the ring is busy: 256 requests are waiting already"),
+        ),
         (at, status(running=3)),
     ]
     return story

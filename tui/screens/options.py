@@ -16,11 +16,11 @@ from tui.messages import Options
 
 FIELDS = {
     "max_tokens": ("max tokens", "most new tokens, at least 1"),
-    "temperature": ("temperature", "0 takes the likeliest token; more makes it bolder"),
-    "top_p": ("top-p", "draw among the likeliest that make up this share; 1 all"),
+    "temperature": ("temperature", "0 takes the likeliest token; more is bolder"),
+    "top_p": ("top-p", "draw among the likeliest of this share; 1 all"),
     "top_k": ("top-k", "draw among this many likeliest tokens; 0 all"),
     "seed": ("seed", "same seed, same tokens; empty picks one"),
-    "stop": ("stop", r"end before any of these; | between them, \n a line end"),
+    "stop": ("stop", r"end before any of these, | between; \n works"),
 }
 
 

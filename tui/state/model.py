@@ -118,8 +118,7 @@ class Model:
 
     def _status(self, status: Status) -> None:
         if self.status is None:
-            stages = f"{len(status.stages)} stage{'' if len(status.stages) == 1 else 's'}"
-            self._happened("info", -1, f"found the head: {status.model}, {stages}, {status.state}")
+            self._happened("info", -1, f"found the head: {status.model}, {status.dtype}, {status.state}")
         self.status = status
         self._settle()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import ClassVar
 
 from textual import events
@@ -249,7 +250,7 @@ def computing_line(lane: Lane, chosen: Lap | None, named: bool) -> list[Piece]:
         else:
             pieces.append(("▒" if prefills(lap) else "█" if cover >= 0.5 else "▌", hue))
         before = lap
-    return pieces
+    return merged(pieces)
 
 
 def waiting_line(lane: Lane, chosen: Lap | None) -> list[Piece]:
@@ -260,7 +261,15 @@ def waiting_line(lane: Lane, chosen: Lap | None) -> list[Piece]:
             pieces.append(" ")
         else:
             pieces.append(("╌", "$foreground" if lap is chosen else HUES[lap.microbatch % len(HUES)]))
-    return pieces
+    return merged(pieces)
+
+
+def merged(pieces: list[Piece]) -> list[Piece]:
+    """Neighbours of one style as one piece."""
+    runs: list[Piece] = []
+    for style, group in groupby(pieces, lambda piece: "" if isinstance(piece, str) else piece[1]):
+        runs.append(("".join(piece if isinstance(piece, str) else piece[0] for piece in group), style))
+    return runs
 
 
 def axis(columns: int, span: int) -> tuple[str, str]:

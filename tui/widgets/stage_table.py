@@ -35,7 +35,7 @@ GROUPS = (
 SMALL = (
     Column("stage    ms", 11, False),
     Column("queue", 6),
-    Column("comput", 6),
+    Column("comp", 6),
     Column("p95", 6),
     Column("wire", 6),
     Column("busy", 5),
