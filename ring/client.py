@@ -140,6 +140,7 @@ class RingClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._end_waiting()
         if self._socket is not None:
             self._context.destroy(linger=200)
         self._socket, self._tasks = None, []
@@ -283,9 +284,14 @@ class RingClient:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""
         while True:
             await monitor.recv_multipart()
-            for waiting in self._replies.values():
-                with contextlib.suppress(asyncio.QueueFull):
-                    waiting.put_nowait(None)
+            self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        """No answer will come any more to the requests that wait for one."""
+        for waiting in self._replies.values():
+            if waiting.full():
+                waiting.get_nowait()  # of a slow reader of traces; that it is over must not be what gets lost
+            waiting.put_nowait(None)
 
 
 def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:

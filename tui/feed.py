@@ -68,10 +68,10 @@ class LiveFeed:
                     known, attempt, self._client = True, 0, client
                     self._connected.set()
                     await self._follow(client)
-            except* NoHead:
+            except NoHead:
                 pass
-            except* RingError as group:
-                self.take(Link("refused", attempt, sentence(group)))
+            except RingError as error:
+                self.take(Link("refused", attempt, str(error)))
                 await asyncio.sleep(TIMEOUT_S)
             finally:
                 self._client = None
@@ -91,9 +91,14 @@ class LiveFeed:
                 async for trace in traces:
                     self.take(trace)
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(watch())
-            group.create_task(poll())
+        # Not a TaskGroup: until Python 3.13 one that is just failing swallows its own cancellation.
+        tasks = [asyncio.create_task(watch()), asyncio.create_task(poll())]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def ask(self, stream: int, prompt: str, options: Options) -> None:
         """Send a prompt, once there is a head; every way that it can end becomes an Ended."""
@@ -113,9 +118,3 @@ class LiveFeed:
         except asyncio.CancelledError:
             self.take(Ended(stream, "cancelled"))
             raise
-
-
-def sentence(group: BaseExceptionGroup[RingError]) -> str:
-    """The first error's own words."""
-    first = group.exceptions[0]
-    return sentence(first) if isinstance(first, BaseExceptionGroup) else str(first)

@@ -299,6 +299,7 @@ class Head:
         def refuse(code: FailureCode, why: str) -> None:
             self.failed += 1
             self._reply(client, Failed(message.request, code, why))
+            self._tell_watchers("warning", -1, f"a request was refused: {why}")
 
         try:
             prompt = self.vocabulary.prompt_ids(message.prompt, message.token_ids)
@@ -332,11 +333,13 @@ class Head:
         self._forget(stream)
         self.failed += 1
         self._reply(stream.client, Failed(stream.request, code, why))
+        self._tell_watchers("error", -1, f"request #{stream.sequence.number} failed: {why}")
 
     def _drop(self, stream: Stream) -> None:
         """Its client has gone, or does not read: free what it held."""
         self._forget(stream)
         self.failed += 1
+        self._tell_watchers("warning", -1, f"request #{stream.sequence.number} was dropped: its client is gone or does not read")
 
     def _forget(self, stream: Stream) -> None:
         del self.streams[stream.sequence.number]
@@ -355,6 +358,9 @@ class Head:
 
     def _announce(self, severity: clients.Severity, stage: int, message: str) -> None:
         self.say(message)
+        self._tell_watchers(severity, stage, message)
+
+    def _tell_watchers(self, severity: clients.Severity, stage: int, message: str) -> None:
         for client, request in list(self.watchers.items()):
             self._reply(client, Event(request, time.time(), severity, stage, message))
 
