@@ -91,10 +91,12 @@ class LiveFeed:
                 async for trace in traces:
                     self.take(trace)
 
-        # Not a TaskGroup: until Python 3.13 one that is just failing swallows its own cancellation.
+        # Neither a TaskGroup nor gather: one that is just failing swallows its own cancellation.
         tasks = [asyncio.create_task(watch()), asyncio.create_task(poll())]
         try:
-            await asyncio.gather(*tasks)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
             for task in tasks:
                 task.cancel()

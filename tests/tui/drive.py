@@ -13,8 +13,9 @@ from textual.pilot import Pilot
 from tests.tui.fake_head import FakeHead
 from tui.app import Dashboard
 from tui.feed import LiveFeed
+from tui.widgets.prompt import Prompt
 
-PATIENCE_S = 15.0
+PATIENCE_S = 8.0
 LARGE, SMALL = (140, 40), (80, 24)
 Arguments = ParamSpec("Arguments")
 
@@ -71,10 +72,9 @@ async def dashboard(
 
 
 async def ask(pilot: Pilot[None], head: FakeHead, prompt: str) -> int:
-    """Type a prompt and send it; returns its number on the fake head."""
+    """Put in a prompt and send it; returns its number on the fake head."""
     index = len(head.asked)
-    for character in prompt:
-        await pilot.press({" ": "space", "(": "left_parenthesis", ")": "right_parenthesis"}.get(character, character))
+    pilot.app.screen.query_one(Prompt).fill(prompt)
     await pilot.press("enter")
     await until(pilot, lambda: len(head.asked) > index)
     return index

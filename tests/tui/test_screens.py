@@ -134,7 +134,7 @@ async def test_a_paste_of_500_lines_is_one_prompt() -> None:
     page = "\n".join(f"line {number}" for number in range(500))
     async with FakeHead() as head, dashboard(head, SMALL) as (app, pilot):
         prompt = app.screen.query_one(Prompt)
-        prompt.post_message(events.Paste(page))
+        app.post_message(events.Paste(page))
         await until(pilot, lambda: prompt.text == page)
         await until_shown(pilot, "500 lines")
         assert prompt.size.height <= 8

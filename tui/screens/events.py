@@ -40,12 +40,8 @@ class Events(View):
     def body(self) -> ComposeResult:
         yield StatePanel(classes="brief")
         yield Panel("Nothing has happened since the dashboard started.", id="none")
-        yield Rows()
+        yield Rows("events")
         yield Wrapped()
-
-    def on_mount(self) -> None:
-        """Name the panes."""
-        self.query_one(Rows).border_title = "events"
 
     def draw(self, figures: bool) -> None:
         super().draw(figures)

@@ -44,7 +44,7 @@ class Overview(View):
         yield RingView()
         yield StageTable()
         with Horizontal(id="streams"):
-            yield StreamTable()
+            yield StreamTable("prompts")
             yield StreamText()
         yield Prompt()
 
@@ -52,7 +52,6 @@ class Overview(View):
         """Name the panes."""
         self.query_one(RingView).border_title = "ring"
         self.query_one(StageTable).border_title = "stages · last minute"
-        self.query_one(StreamTable).border_title = "prompts"
         self.query_one(StreamText).border_title = "text"
 
     def draw(self, figures: bool) -> None:

@@ -36,8 +36,9 @@ class Rows(Panel, can_focus=True):
     class Opened(Message):
         """A row was clicked when it was selected already."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
         self.keys: list[int] = []
         self._columns: Sequence[Column] = ()
         self._cells: Callable[[int], Sequence[Piece]] = lambda key: ()
@@ -80,8 +81,8 @@ class Rows(Panel, can_focus=True):
                 padding = " " * max(0, self.size.width - line.cell_length)
                 line = Content.styled(line.plain + padding, "bold $background on $primary" if self.has_focus else "on $panel")
             lines.append(line)
-        hidden = len(self.keys) - height
-        self.border_subtitle = f"{self._cursor + 1} of {len(self.keys)}" if hidden > 0 else ""
+        place = f" · {self._cursor + 1} of {len(self.keys)}" if len(self.keys) > height else ""
+        self.border_title = f"{self._title}{place}"
         self.show(Content("\n").join(lines))
 
     def action_move(self, rows: int) -> None:
