@@ -6,7 +6,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-xl lint format clean help
+.PHONY: demo test test-slow test-xl snapshots screenshot tui-cost lint format clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -28,6 +28,15 @@ test-slow: $(VENV)/.installed  ## the tests that take minutes or gigabytes
 
 test-xl: $(VENV)/.installed  ## GPT-2 XL's real shape, random weights, over four nodes: memory, time to first token, tokens/s
 	$(BIN)/python -m tests.xl
+
+snapshots: $(VENV)/.installed  ## keep the dashboard's pictures as they are drawn now
+	RING_SNAPSHOTS=write $(BIN)/python -m pytest tests/tui/test_snapshots.py
+
+screenshot: $(VENV)/.installed  ## docs/dashboard.svg, from a real run on the pocket model
+	$(BIN)/python -m tests.tui.picture docs/dashboard.svg
+
+tui-cost: $(VENV)/.installed  ## processor time and memory of the dashboard
+	$(BIN)/python -m tests.tui.cost
 
 lint: $(VENV)/.installed  ## ruff and mypy, strictly
 	$(BIN)/ruff check .

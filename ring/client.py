@@ -139,11 +139,13 @@ class RingClient:
     ) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._end_waiting()
-        if self._socket is not None:
-            self._context.destroy(linger=200)
-        self._socket, self._tasks = None, []
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:  # cancelled once more or not: a context with open sockets would block whoever collects it
+            self._end_waiting()
+            if self._socket is not None:
+                self._context.destroy(linger=200)
+            self._socket, self._tasks = None, []
 
     async def generate(
         self,

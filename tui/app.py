@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -139,8 +140,13 @@ class Dashboard(App[None]):
         self.recorder = None
         self.notify(str(error), title="Recording stopped", severity="error", timeout=20)
 
-    def on_unmount(self) -> None:
-        """Write what is left of the recording."""
+    async def on_unmount(self) -> None:
+        """End the prompts, then the connection by which they are cancelled; write what is left of the recording."""
+        for group in ("ask", "feed"):
+            workers = [worker for worker in self.workers if worker.group == group]
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*(worker.wait() for worker in workers), return_exceptions=True)
         if self.recorder is not None:
             self.recorder.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
@@ -23,11 +24,18 @@ class Prompt(TextArea):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", priority=True),
-        Binding("ctrl+j,shift+enter,alt+enter", "new_line", "New line", key_display="^J", priority=True),
+        Binding("enter", "send", "Send"),
+        Binding("ctrl+j,shift+enter,alt+enter", "new_line", "New line", key_display="^J"),
         Binding("up", "cursor_up", "History", key_display="↑", show=True),
-        Binding("escape", "leave", "Keys", priority=True),
+        Binding("escape", "leave", "Keys"),
     ]
+    OWN: ClassVar[dict[str, str]] = {
+        "enter": "send",
+        "ctrl+j": "new_line",
+        "shift+enter": "new_line",
+        "alt+enter": "new_line",
+        "escape": "leave",
+    }
 
     class Sent(Message):
         """The user has sent a prompt."""
@@ -45,6 +53,16 @@ class Prompt(TextArea):
         self.asked: list[str] = []
         self._position = 0
         self._draft = ""
+
+    async def _on_key(self, event: events.Key) -> None:
+        """Enter and Escape in their turn: as priority bindings they would overtake what was typed just before."""
+        action = self.OWN.get(event.key)
+        if action is None:
+            await super()._on_key(event)
+        else:
+            event.stop()
+            event.prevent_default()
+            getattr(self, f"action_{action}")()
 
     def fill(self, text: str) -> None:
         """Put a text in, to be changed and sent."""
