@@ -40,6 +40,7 @@ from ring.wire.sockets import configure
 
 CONNECT_TIMEOUT_S = 5.0
 WATCH_BACKLOG = 1000
+BURST = 100
 
 
 class RingError(Exception):
@@ -271,16 +272,22 @@ class RingClient:
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         """Hand every reply to the request that waits for it."""
+        plain: zmq.Socket[bytes] = zmq.Socket.shadow(socket)
         while True:
-            frames = await socket.recv_multipart()
-            try:
-                reply = head_decoder.decode(frames[0])
-            except msgspec.DecodeError as error:
-                reply = other_version(frames[0], error)
-            waiting = self._replies.get(reply.request)
-            if waiting is not None:
-                with contextlib.suppress(asyncio.QueueFull):
-                    waiting.put_nowait(reply)
+            self._deliver(await socket.recv_multipart())
+            with contextlib.suppress(zmq.Again):  # what has come meanwhile, without a future for each
+                for _ in range(BURST):
+                    self._deliver(plain.recv_multipart(zmq.NOBLOCK))
+
+    def _deliver(self, frames: list[bytes]) -> None:
+        try:
+            reply = head_decoder.decode(frames[0])
+        except msgspec.DecodeError as error:
+            reply = other_version(frames[0], error)
+        waiting = self._replies.get(reply.request)
+        if waiting is not None:
+            with contextlib.suppress(asyncio.QueueFull):
+                waiting.put_nowait(reply)
 
     async def _notice_loss(self, monitor: zmq.asyncio.Socket) -> None:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""

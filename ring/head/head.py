@@ -339,7 +339,9 @@ class Head:
         """Its client has gone, or does not read: free what it held."""
         self._forget(stream)
         self.failed += 1
-        self._tell_watchers("warning", -1, f"request #{stream.sequence.number} was dropped: its client is gone or does not read")
+        self._tell_watchers(
+            "warning", -1, f"request #{stream.sequence.number} was dropped: its client is gone or does not read"
+        )
 
     def _forget(self, stream: Stream) -> None:
         del self.streams[stream.sequence.number]

@@ -65,7 +65,7 @@ async def dashboard(
 ) -> AsyncIterator[tuple[Dashboard, Pilot[None]]]:
     """The dashboard on a fake head."""
     app = Dashboard(LiveFeed(head.address))
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=size, notifications=True) as pilot:
         if ready:
             await until(pilot, lambda: app.model.ready and head.watching.is_set())
         yield app, pilot

@@ -38,7 +38,7 @@ async def test_a_replay_shows_what_the_live_dashboard_showed(tmp_path: Path) -> 
     shown = []
     for feed in (StillFeed(running()), ReplayFeed(record(tmp_path / "a.jsonl", running()), speed=1000)):
         app = Dashboard(feed)
-        async with app.run_test(size=(140, 40)) as pilot:
+        async with app.run_test(size=(140, 40), notifications=True) as pilot:
             await until(pilot, lambda app=app: len(app.model.events) == 3 and app.model.status.running == 3)  # type: ignore[misc]
             app.model.tick(app.model.now)
             app.screen.draw(True)  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ async def test_a_replay_shows_what_the_live_dashboard_showed(tmp_path: Path) -> 
 async def test_replay_keys_change_the_speed_and_prompts_are_declined(tmp_path: Path) -> None:
     feed = ReplayFeed(record(tmp_path / "a.jsonl", running()), speed=1)
     app = Dashboard(feed)
-    async with app.run_test(size=(140, 40)) as pilot:
+    async with app.run_test(size=(140, 40), notifications=True) as pilot:
         await pilot.press("escape")
         for _ in SPEEDS:
             await pilot.press("left_square_bracket")
@@ -102,6 +102,6 @@ async def test_a_full_disk_stops_the_recording_and_nothing_else(tmp_path: Path) 
     recorder._file.close()
     recorder._file = Path("/dev/full").open("wb", buffering=1 << 10)  # noqa: ASYNC230, SIM115
     app = Dashboard(StillFeed(running()), recorder)
-    async with app.run_test(size=(140, 40)) as pilot:
+    async with app.run_test(size=(140, 40), notifications=True) as pilot:
         await until(pilot, lambda: "Recording stopped" in text_of(app))
         assert app.recorder is None and app.model.ready

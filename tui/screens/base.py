@@ -32,7 +32,7 @@ def quiet(bindings: list[Binding]) -> list[Binding]:
 
 
 class View(Screen[None]):
-    """One of the four views. `draw` is called at most ten times a second, and only while the view is on screen.
+    """One of the four views. `draw` is called at most eight times a second, and only while the view is on screen.
 
     Figures are drawn anew twice a second only, as nobody reads ten numbers a second; `figures` says when.
     """
@@ -55,11 +55,15 @@ class View(Screen[None]):
 
     def on_screen_resume(self) -> None:
         """Back on screen: draw at once."""
-        self.call_after_refresh(self.draw, True)
+        self.draw_soon()
 
     def on_resize(self) -> None:
         """Another size: what fits has changed."""
-        self.call_after_refresh(self.draw, True)
+        self.draw_soon()
+
+    def draw_soon(self) -> None:
+        """Draw once the layout is done; never while it is still being put together or taken apart."""
+        self.call_after_refresh(lambda: self.draw(True) if self.query(Headline) else None)
 
     def action_back(self) -> None:
         """To the overview."""

@@ -58,6 +58,7 @@ class Overview(View):
         super().draw(figures)
         model, dashboard = self.dashboard.model, self.dashboard
         ring, table, text = self.query_one(RingView), self.query_one(StreamTable), self.query_one(StreamText)
+        before = self._layout()
         ring.display = model.condition in ("idle", "running", "broken")
         stages = self.query_one(StageTable)
         stages.display = model.ready
@@ -65,6 +66,8 @@ class Overview(View):
         alone = not model.ready and not model.streams and model.condition != "broken"
         panel.set_class(alone, "alone")
         streams.display = not alone
+        if self._layout() != before:  # what appears has its size only after the next layout
+            self.draw_soon()
         if ring.display:
             ring.draw(model)
         if figures:
@@ -74,6 +77,11 @@ class Overview(View):
         if dashboard.selected is None and table.selected is not None:
             dashboard.selected = table.selected
         text.draw(dashboard.selected_stream, model.ready)
+
+    def _layout(self) -> tuple[bool, ...]:
+        """Which parts are there, and how."""
+        parts = (self.query_one(kind) for kind in (RingView, StageTable, StatePanel))
+        return (*(part.display for part in parts), self.query_one("#streams").display)
 
     def show_options(self) -> None:
         """How the next prompt will be sampled, on the prompt's border."""

@@ -29,6 +29,8 @@ class Waterfall(View):
     Waterfall.-short #legend { display: none; }
     """
 
+    _frames = 0
+
     def body(self) -> ComposeResult:
         yield StatePanel(classes="brief")
         yield Panel(id="none")
@@ -38,6 +40,9 @@ class Waterfall(View):
 
     def draw(self, figures: bool) -> None:
         super().draw(figures)
+        self._frames += 1
+        if not figures and self._frames % 2:  # nobody can follow it faster, and it is the dearest picture
+            return
         model, gantt, table = self.dashboard.model, self.query_one(Gantt), self.query_one(LapTable)
         some = bool(model.log.laps)
         none = self.query_one("#none", Panel)

@@ -31,7 +31,7 @@ class Happening:
 class Model:
     """What the dashboard knows. `take` folds a message in; `tick` lets time pass.
 
-    `now` is the feed's clock, in seconds since `started` (which is since 1970); `version` changes with everything else.
+    `now` is the feed's clock, in seconds since `started` (which is since 1970); `version` changes with all that should be seen at once.
     """
 
     def __init__(self, started: float = 0.0) -> None:
@@ -53,7 +53,7 @@ class Model:
     def take(self, message: Message, at: float) -> None:
         """Fold one message in."""
         self.now = max(self.now, at)
-        self.version += 1
+        self.version += not isinstance(message, Status)  # it comes every second, and mostly says the same
         match message:
             case Lap():
                 self._lap(message, at)

@@ -50,6 +50,7 @@ class Prompt(TextArea):
     def __init__(self) -> None:
         super().__init__(show_line_numbers=False, highlight_cursor_line=False)
         self.placeholder = "Type a prompt and press Enter…"
+        self.cursor_blink = False  # calm, and it costs nothing while nothing happens
         self.asked: list[str] = []
         self._position = 0
         self._draft = ""

@@ -32,5 +32,5 @@ def cells(model: Model, stream: Stream, full: bool) -> list[Piece]:
     if stream.running and not model.ready:
         state = ("paused" if stream.tokens else "waiting", "$text-warning")
     short: list[Piece] = [str(stream.number), one_line(stream.prompt), state, f"{stream.tokens:,}"]
-    rate = f"{stream.rate:.1f}" if stream.rate else NOTHING
+    rate = NOTHING if not stream.rate else f"{stream.rate:.1f}" if stream.rate < 1000 else f"{stream.rate:.0f}"
     return [*short, rate, seconds(stream.ttft), seconds(stream.itl)] if full else short

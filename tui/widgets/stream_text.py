@@ -11,7 +11,6 @@ from tui.units import NOTHING, seconds
 from tui.widgets.panel import Panel
 
 EXAMPLE = "def fibonacci(n):"
-WHILE_RUNNING = 6_000
 WHEN_DONE = 200_000
 
 
@@ -43,8 +42,8 @@ class StreamText(VerticalScroll):
             answer.show(Content(""))
             figures.show(Content(""))
             return
-        # While it grows, only its end is laid out anew, ten times a second.
-        most = WHILE_RUNNING if stream.running else WHEN_DONE
+        # While it grows, only about what fits is laid out anew, again and again.
+        most = max(400, self.size.width * self.size.height) if stream.running else WHEN_DONE
         text, prompt = stream.text, stream.prompt
         cut = f"… {len(text) - most:,} characters more, shown when it has ended …\n" if len(text) > most else ""
         head = f"… {len(prompt) - most:,} characters more …\n" if len(prompt) > most else ""
