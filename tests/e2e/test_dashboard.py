@@ -45,7 +45,7 @@ def test_the_screen_agrees_with_the_ring_and_survives_a_killed_node_and_head(sha
             await terminal.until("✓ idle", "Type a prompt", "● rec")
 
             # The same greedy prompt: here, and by `ring ask`.
-            terminal.type("def fibonacci(n):\r")
+            terminal.keys("def fibonacci(n):\r")
             await terminal.until("max len", "128 tokens")
             asked = json.loads(await command("ask", "def fibonacci(n):", "--head", ring.clients, "--json"))
             lines = [line for line in asked["text"].splitlines() if line.strip()]
@@ -67,18 +67,18 @@ def test_the_screen_agrees_with_the_ring_and_survives_a_killed_node_and_head(sha
             assert sum(float(part.split()[1]) for part in parts.split(" + ")) == pytest.approx(float(whole), abs=1e-9)
 
             # Every other view.
-            terminal.type("\x1b")
+            terminal.keys("\x1b")
             await terminal.until("x Cancel")
-            terminal.type("2")
+            terminal.keys("2")
             await terminal.until("waterfall · live")
-            terminal.type("\x1b[D")
+            terminal.keys("\x1b[D")
             await terminal.until("waterfall · paused", "ms, the lap")
-            terminal.type("3")
+            terminal.keys("3")
             await terminal.until("token 128 of 128", "in the head")
-            terminal.type("4")
+            terminal.keys("4")
             await terminal.until("found the head", "info")
             terminal.resize(80, 24)
-            terminal.type("1")
+            terminal.keys("1")
             await terminal.until("def fibonacci", "✓ idle", "▲")
 
             # A node is killed and comes back; then the head itself.
@@ -90,9 +90,9 @@ def test_the_screen_agrees_with_the_ring_and_survives_a_killed_node_and_head(sha
             await terminal.until("Head lost, reconnecting")
             ring.start(0)
             await terminal.until("✓ idle")
-            terminal.type("r")
+            terminal.keys("r")
             await terminal.until("max len", "128 tokens")
-            terminal.type("q")
+            terminal.keys("q")
             assert await terminal.ended() == 0
 
     with NodeRing(shards, 3) as ring:
@@ -104,11 +104,11 @@ async def replayed(recording: Path) -> None:
     """The recording shows the same without a ring."""
     with Terminal(["tui", "--replay", str(recording), "--speed", "1000"]) as terminal:
         await terminal.until("replay ended", "✓", "def fibonacci", "128")
-        terminal.type("\x1b")
+        terminal.keys("\x1b")
         await terminal.until("x Cancel")
-        terminal.type("4")
+        terminal.keys("4")
         await terminal.until("the head is gone", "the head is back")
-        terminal.type("q")
+        terminal.keys("q")
         assert await terminal.ended() == 0
 
 
@@ -121,12 +121,12 @@ def test_ring_up_opens_the_dashboard_and_leaves_nothing_behind(way: str) -> None
             await terminal.until("✓ idle", "2 stages")
             nodes = psutil.Process(terminal.pid).children(recursive=True)
             assert len(nodes) >= 2
-            terminal.type("import os\r")
+            terminal.keys("import os\r")
             await terminal.until("decode")
             if way == "q":
-                terminal.type("\x1b")
+                terminal.keys("\x1b")
                 await terminal.until("x Cancel")
-                terminal.type("q")
+                terminal.keys("q")
             else:
                 os.kill(terminal.pid, signal.Signals[way])
             code = await terminal.ended()
@@ -148,9 +148,9 @@ def test_a_node_that_dies_under_ring_up_is_an_event_and_the_head_ends_it() -> No
             nodes[1].kill()
             await terminal.until("stage 1 lost")
             await terminal.until("✓ idle")
-            terminal.type("\x1b")
+            terminal.keys("\x1b")
             await terminal.until("x Cancel")
-            terminal.type("4")
+            terminal.keys("4")
             await terminal.until("stage 1 ended (killed by SIGKILL); starting it again")
             nodes[0].kill()
             assert await terminal.ended() == 1
@@ -168,10 +168,9 @@ def json_stage(process: psutil.Process) -> str:
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed; the same is tested on a pseudo-terminal")
 def test_it_works_in_tmux(shards: Path, tmp_path: Path) -> None:
-    def tmux(*arguments: str) -> str:
-        return subprocess.run(
-            ["tmux", "-S", str(tmp_path / "tmux"), *arguments], check=True, capture_output=True, text=True
-        ).stdout
+    def tmux(*arguments: str, check: bool = True) -> str:
+        command = ["tmux", "-S", str(tmp_path / "tmux"), *arguments]
+        return subprocess.run(command, check=check, capture_output=True, text=True).stdout
 
     async def shown(*words: str) -> None:
         screen = ""

@@ -66,15 +66,15 @@ async def main() -> None:
 
             await report("idle")
             for number in range(4):
-                terminal.type(f"prompt {number}\r")
+                terminal.keys(f"prompt {number}\r")
                 while len(head.asked) <= number:
                     await asyncio.sleep(0.05)
             head.status = status(running=4)
             streaming = asyncio.create_task(stream(head))
             await report(f"{RATE} traces/s, overview")
-            terminal.type("\x1b")
+            terminal.keys("\x1b")
             await asyncio.sleep(0.5)
-            terminal.type("2")
+            terminal.keys("2")
             await report(f"{RATE} traces/s, waterfall")
             streaming.cancel()
     if too_much:

@@ -49,7 +49,7 @@ class Terminal:
                 self.received += len(data)
                 self._stream.feed(data)
 
-    def type(self, text: str) -> None:
+    def keys(self, text: str) -> None:
         """Keys, as a terminal sends them."""
         os.write(self._fd, text.encode())
 

@@ -31,7 +31,8 @@ class Happening:
 class Model:
     """What the dashboard knows. `take` folds a message in; `tick` lets time pass.
 
-    `now` is the feed's clock, in seconds since `started` (which is since 1970); `version` changes with all that should be seen at once.
+    `now` is the feed's clock, in seconds since `started` (which is since 1970); `version` changes with what
+    should be seen at once.
     """
 
     def __init__(self, started: float = 0.0) -> None:

@@ -10,6 +10,9 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
+from textual.strip import Strip
+from textual.visual import Visual
+from textual.widget import Widget
 
 from ring.wire.clients import Lap
 from tui.state.bottleneck import bottleneck
@@ -17,7 +20,7 @@ from tui.state.laps import end_ns, intervals, letter, prefills
 from tui.state.model import Model
 from tui.units import HUES, percent
 from tui.widgets.columns import fit
-from tui.widgets.panel import Panel, Piece
+from tui.widgets.panel import Piece
 
 LABEL = 11
 TAIL = 11
@@ -41,7 +44,7 @@ class Lane:
         return cls([None] * columns, [0.0] * columns, [None] * columns)
 
 
-class Gantt(Panel, can_focus=True):
+class Gantt(Widget, can_focus=True):
     """Follows the ring until it is paused; a chosen lap pauses it."""
 
     DEFAULT_CSS = "Gantt { height: 1fr; min-height: 4; padding: 0 1; text-wrap: nowrap; text-overflow: clip; }"
@@ -69,6 +72,7 @@ class Gantt(Panel, can_focus=True):
         self._end: int | None = None  # where the picture was stopped, on the head's clock
         self._chosen = -1  # a lap's number since the dashboard started
         self._lanes: dict[int, Lane] = {}
+        self._strips: list[Strip] = []
 
     @property
     def paused(self) -> bool:
@@ -176,7 +180,7 @@ class Gantt(Panel, can_focus=True):
         self._model = model
         columns = self.size.width - 2 - LABEL - TAIL
         if columns < 8 or not model.log.laps:
-            self.show(Content(""))
+            self._show([])
             return
         self._fit_span(model, columns)
         end = self._right_edge(model)
@@ -194,18 +198,31 @@ class Gantt(Panel, can_focus=True):
             busy = sum(lane.cover) / columns
             label = (fit(f"{stage} {hosts.get(stage, '')}", LABEL - 3) + (" ▲ " if slowest else "   "))[:LABEL]
             style = "bold $text-warning" if slowest else "bold"
-            for index in range(thickness):
-                if index and index == thickness - 1:
-                    body, tail = waiting_line(lane, chosen), ""
-                else:
-                    body, tail = computing_line(lane, chosen, index == 0), ""
-                if index == 0:
-                    tail = f" busy {percent(busy):>5}"
-                elif index == 1:
-                    tail = f"  gap {percent(1 - busy):>5}"
-                lines.append(Content.assemble((label if index == 0 else " " * LABEL, style), *body, (tail, "$muted")))
+            first, body = computing_line(lane, chosen, True), computing_line(lane, chosen, False)
+            blank, tail, none = (" " * LABEL, ""), (f" busy {percent(busy):>5}", "$muted"), ("", "")
+            lines.append(Content.assemble((label, style), *first, tail))
+            # Repeated lines are one object, which is laid out once.
+            middle = Content.assemble(blank, *body)
+            below = [*[middle] * (thickness - 2), Content.assemble(blank, *waiting_line(lane, chosen), none)]
+            if thickness > 1:
+                second = body if thickness > 2 else waiting_line(lane, chosen)
+                below[0] = Content.assemble(blank, *second, (f"  gap {percent(1 - busy):>5}", "$muted"))
+                lines += below
         lines.append(Content.assemble(axis(columns, self._span)))
-        self.show(Content("\n").join(lines))
+        self._show(lines)
+
+    def _show(self, lines: list[Content]) -> None:
+        """Lay out each different line once; the widget is drawn line by line, as a picture of many colours is dear."""
+        width, strips = self.size.width, dict[int, Strip]()
+        for line in lines:
+            if id(line) not in strips:
+                strips[id(line)] = Visual.to_strips(self, line, width, 1, self.visual_style)[0]
+        self._strips = [strips[id(line)] for line in lines]
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the picture."""
+        return self._strips[y] if y < len(self._strips) else Strip.blank(self.size.width, self.rich_style)
 
     def _fit_span(self, model: Model, columns: int) -> None:
         """Unless zoomed, a span in which some laps fit; it changes only when laps become much longer or shorter."""
