@@ -31,7 +31,8 @@ class Terminal:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:  # the child
             os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-            os.environ.pop("NO_COLOR", None)
+            for name in ("COLUMNS", "LINES", "NO_COLOR"):
+                os.environ.pop(name, None)
             os.execv(sys.executable, [sys.executable, "-m", "ring", *arguments])
         self.resize(columns, lines)
         self._reader = threading.Thread(target=self._read, daemon=True)
