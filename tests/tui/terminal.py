@@ -16,7 +16,7 @@ from typing import Self
 
 import pyte
 
-PATIENCE_S = 60.0
+PATIENCE_S = 25.0
 
 
 class Terminal:
@@ -30,10 +30,10 @@ class Terminal:
         self._lock = threading.Lock()
         self.pid, self._fd = pty.fork()
         if self.pid == 0:  # the child
-            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-            for name in ("COLUMNS", "LINES", "NO_COLOR"):
-                os.environ.pop(name, None)
-            os.execv(sys.executable, [sys.executable, "-m", "ring", *arguments])
+            # Given in full, as readline puts COLUMNS and LINES where os.environ does not see them.
+            kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+            kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+            os.execve(sys.executable, [sys.executable, "-m", "ring", *arguments], kept)
         self.resize(columns, lines)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -110,7 +110,6 @@ class Overview(View):
     @on(Rows.Moved)
     def _moved(self) -> None:
         self.dashboard.selected = self.query_one(StreamTable).selected
-        self.query_one(StreamText).scroll_home(animate=False)
         self.draw(True)
 
     @on(Rows.Opened)

@@ -131,6 +131,7 @@ class Model:
                 self._lose_sequences()
             elif link.phase == "connected" and self.status is not None:
                 self._happened("info", -1, "the head is back")
+                self.status = None  # what the one before it said
             elif link.phase == "refused":
                 self._happened("error", -1, link.detail)
         self._settle()

@@ -25,6 +25,7 @@ class StreamText(VerticalScroll):
     """Prompt, answer and figures; stays at the end while it grows, unless one has scrolled up."""
 
     can_focus = True
+    _stream: Stream | None = None
 
     def compose(self) -> ComposeResult:
         yield Prose(id="asked")
@@ -33,7 +34,7 @@ class StreamText(VerticalScroll):
 
     def draw(self, stream: Stream | None, example: bool) -> None:
         """Show this stream's text, or, with `example`, what to try."""
-        at_end = self.is_vertical_scroll_end
+        fresh, self._stream = stream is not self._stream, stream
         asked, answer, figures = (self.query_one(f"#{name}", Prose) for name in ("asked", "answer", "figures"))
         if stream is None:
             ready = Content.assemble(("Ready. Type a prompt below and press Enter, for example\n\n", "$muted"), EXAMPLE)
@@ -42,6 +43,7 @@ class StreamText(VerticalScroll):
             answer.show(Content(""))
             figures.show(Content(""))
             return
+        at_end = stream.running if fresh else self.is_vertical_scroll_end
         # While it grows, only about what fits is laid out anew, again and again.
         most = max(400, self.size.width * self.size.height) if stream.running else WHEN_DONE
         text, prompt = stream.text, stream.prompt
@@ -54,8 +56,10 @@ class StreamText(VerticalScroll):
         cursor = ("▌" if stream.running else "", "$text-accent")
         answer.show(Content.assemble((line, "bold"), (cut, "$muted"), text[-most:], cursor))
         figures.show(Content.styled("\n" + footing(stream), "$text-error" if stream.outcome == "failed" else "$muted"))
-        if at_end and stream.running:
+        if at_end:
             self.scroll_end(animate=False, immediate=False)
+        elif fresh:
+            self.scroll_home(animate=False, immediate=False)
 
 
 def footing(stream: Stream) -> str:
