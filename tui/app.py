@@ -83,6 +83,7 @@ class Dashboard(App[None]):
         self.options = Options()
         self.selected: int | None = None
         self._asking: dict[int, Worker[None]] = {}
+        self._asked = 0
         self._frame = 0
         self._drawn = (-1, float("-inf"))
         feed.take = self.take
@@ -171,7 +172,8 @@ class Dashboard(App[None]):
         if isinstance(self.feed, ReplayFeed):
             self.notify("This is a recording; it answers no prompts.", severity="warning")
             return
-        number = max(self.model.streams, default=0) + 1
+        self._asked += 1
+        number = self._asked
         self._asking[number] = self.run_worker(self.feed.ask(number, prompt, options), group="ask")
         self._asking = {n: worker for n, worker in self._asking.items() if not worker.is_finished}
         self.select(number)

@@ -95,6 +95,15 @@ async def test_prompts_stream_side_by_side_and_finish() -> None:
 
 
 @asynchronous
+async def test_prompts_asked_at_once_are_told_apart() -> None:
+    async with FakeHead() as head, dashboard(head) as (app, pilot):
+        for number in range(5):
+            app.ask(f"at once {number}", Options())
+        await until(pilot, lambda: len(head.asked) == 5)
+        assert [stream.prompt for stream in app.model.streams.values()] == [f"at once {number}" for number in range(5)]
+
+
+@asynchronous
 async def test_twenty_prompts_stay_in_the_list() -> None:
     async with FakeHead() as head, dashboard(head, SMALL) as (app, pilot):
         for number in range(20):

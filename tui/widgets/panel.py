@@ -24,9 +24,11 @@ class Panel(Static):
     def show(self, content: Content) -> None:
         """Draw this, unless it is on screen already."""
         before = self.shown
+        misfit = bool(self.styles.is_auto_height) and self.size.height != content.plain.count("\n") + 1
         if before is None or not before.is_same(content):
             self.shown = content
-            lines = before is None or before.plain.count("\n") != content.plain.count("\n")
             if not content.plain.isprintable():
                 content = Content(printable(content.plain), list(content.spans))
-            self.update(content, layout=lines or self.WRAPS)
+            self.update(content, layout=misfit or self.WRAPS)
+        elif misfit and not self.WRAPS:
+            self.refresh(layout=True)
