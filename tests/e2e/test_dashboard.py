@@ -126,13 +126,13 @@ async def replayed(recording: Path) -> None:
         assert await terminal.ended() == 0
 
 
-@pytest.mark.parametrize("way", ["q", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("way", ["q", "SIGHUP"])
 def test_ring_up_opens_the_dashboard_and_leaves_nothing_behind(way: str) -> None:
     clients = f"tcp://127.0.0.1:{free_ports(1)[0]}"
 
     async def run() -> None:
         with Terminal(["up", "--nodes", "2", "--clients", clients]) as terminal:
-            await terminal.until("✓ idle", "2 stages")
+            await terminal.until("✓ idle", "2 stages", patience=120)
             nodes = psutil.Process(terminal.pid).children(recursive=True)
             assert len(nodes) >= 2
             terminal.keys("import os\r")
@@ -157,7 +157,7 @@ def test_a_node_that_dies_under_ring_up_is_an_event_and_the_head_ends_it() -> No
 
     async def run() -> None:
         with Terminal(["up", "--nodes", "2", "--clients", clients]) as terminal:
-            await terminal.until("✓ idle", "2 stages")
+            await terminal.until("✓ idle", "2 stages", patience=120)
             nodes = {int(json_stage(child)): child for child in psutil.Process(terminal.pid).children()}
             nodes[1].kill()
             await terminal.until("stage 1 lost")

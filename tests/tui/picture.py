@@ -18,12 +18,12 @@ from weights_tools.pocket import path as pocket_path
 from weights_tools.split import split
 
 PROMPTS = (
-    "import os\nimport sys\n",
-    "class Queue:\n    def __init__(self, maxsize=0):\n",
-    "def read_file(path):\n    with open(path) as f:\n",
-    "def main(argv=None):\n    parser = argparse.ArgumentParser()\n",
-    "for name in sorted(os.listdir(path)):\n",
-    "try:\n    import ssl\nexcept ImportError:\n",
+    "import os",
+    "class Queue:",
+    "def read_file(path):",
+    "def main(argv=None):",
+    "for name in sorted(os.listdir(path)):",
+    "def parse(self, text):",
 )
 SIZE = (140, 40)
 SECONDS = 12.0
