@@ -6,7 +6,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-xl soak recovery replay lint format clean help
+.PHONY: demo test test-slow test-xl soak recovery replay snapshots screenshot tui-cost lint format clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -37,6 +37,15 @@ recovery: $(VENV)/.installed  ## how long a ring takes to notice, to heal and to
 
 replay: $(VENV)/.installed  ## whether a stream replayed after a failure goes on with the same tokens, on thousands of prompts
 	$(BIN)/python -m tests.replay
+
+snapshots: $(VENV)/.installed  ## keep the dashboard's pictures as they are drawn now
+	RING_SNAPSHOTS=write $(BIN)/python -m pytest tests/tui/test_snapshots.py
+
+screenshot: $(VENV)/.installed  ## docs/dashboard.svg, from a real run on the pocket model
+	$(BIN)/python -m tests.tui.picture docs/dashboard.svg
+
+tui-cost: $(VENV)/.installed  ## processor time and memory of the dashboard
+	$(BIN)/python -m tests.tui.cost
 
 lint: $(VENV)/.installed  ## ruff and mypy, strictly
 	$(BIN)/ruff check .

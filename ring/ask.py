@@ -1,4 +1,4 @@
-"""`ring ask` and the plain prompt loop: prompts to a head, tokens to the terminal as they come, a table at the end."""
+"""`ring ask` and the prompt loop of pipes: prompts to a head, tokens to the terminal as they come, a table at the end."""
 
 from __future__ import annotations
 
@@ -122,16 +122,8 @@ def merge(timings: list[Timings]) -> list[StageTiming]:
 
 
 async def prompt_loop(head: str, options: dict[str, Any], console: Console) -> None:
-    """Read prompts from standard input, one a line, until it ends."""
-    terminal = sys.stdin.isatty()
-    if terminal:
-        console.print("Type a prompt and Enter; Ctrl-D ends.", style="dim")
-    while True:
-        if terminal:
-            console.print("[bold]>[/bold] ", end="")
-        line = await asyncio.to_thread(sys.stdin.readline)
-        if not line:
-            return
+    """Read prompts from standard input, one a line, until it ends; for pipes, as terminals have the dashboard."""
+    while line := await asyncio.to_thread(sys.stdin.readline):
         if line.strip():
             with contextlib.suppress(RingError):
                 await ask(RingClient(head), [line.rstrip("\n")], options, False, sys.stdout, console)

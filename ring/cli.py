@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ring import keyring
 from ring.bench.cli import app as bench
-from ring.sentences import errors, sentences
+from ring.sentences import errors, fail, sentences
 from weights_tools.cli import add_commands
 
 if TYPE_CHECKING:
@@ -155,7 +155,10 @@ def up(
         typer.Option(min=1, max=65535, metavar="PORT", help="Serve HTTP too, at this port of loopback; see `ring serve`."),
     ] = None,
 ) -> None:
-    """Run a whole ring on this machine: split if needed, one process a node, and a prompt."""
+    """Run a whole ring on this machine: split if needed, one process a node, and the dashboard.
+
+    Without a terminal, prompts are read from standard input, one a line.
+    """
     with sentences():
         from ring.up import run_up
 
@@ -165,6 +168,30 @@ def up(
         except KeyboardInterrupt:
             errors.print("stopped")
             raise typer.Exit(0 if headless else 130) from None
+
+
+@app.command()
+def tui(
+    head: HeadOption = DEFAULT_HEAD,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all that the dashboard is told to this file, as JSON lines.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Show a recording instead of a ring.", show_default=False)
+    ] = None,
+    speed: Annotated[float, typer.Option(min=0, max=1000, help="How fast to replay; \\[ and ] change it.")] = 1.0,
+) -> None:
+    """Open the dashboard: ask, and see live where the time of every token goes. F1 in it explains all keys and figures."""
+    if record and replay:
+        raise typer.BadParameter("give --record or --replay, not both")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        fail("the dashboard needs a terminal; without one, use `ring status` and `ring ask`")
+    with sentences():
+        from tui.app import run
+
+        run(head, record, replay, speed, keys, insecure)
 
 
 @app.command()

@@ -179,7 +179,7 @@ class RingClient:
                 return
             except NoHead as loss:
                 yield GenerateEvent([], "", 0, notice=f"{loss}; waiting for it to return")
-                await self._recovered()
+                await self.recovered()
 
     async def _generate_once(self, message: Generate) -> AsyncGenerator[GenerateEvent, None]:
         """Ask for a generation, or for the rest of it; cancels it unless it ends by itself."""
@@ -204,7 +204,7 @@ class RingClient:
                 if not ended:
                     self._send(Cancel(message.request))
 
-    async def _recovered(self) -> None:
+    async def recovered(self) -> None:
         """Wait until a head answers again.
 
         Raises:
@@ -268,22 +268,17 @@ class RingClient:
     async def traces(self) -> AsyncGenerator[Lap | Event, None]:
         """Every finished lap and every event from now on, until the loop is left. A slow reader loses laps.
 
-        Goes on when the head was lost and has returned.
-
         Raises:
-            NoHead: it has not returned within `recovery_timeout` seconds.
+            NoHead: the head is gone; `recovered` waits for its return, and this can be called again.
         """
-        while True:
-            request = next(self._requests)
-            async with contextlib.aclosing(self._ask(Watch(request), maxsize=WATCH_BACKLOG)) as replies:
-                try:
-                    async for reply in replies:
-                        assert isinstance(reply, Lap | Event)
-                        yield reply
-                except NoHead:
-                    await self._recovered()
-                finally:
-                    self._send(Watch(request, on=False))
+        request = next(self._requests)
+        async with contextlib.aclosing(self._ask(Watch(request), maxsize=WATCH_BACKLOG)) as replies:
+            try:
+                async for reply in replies:
+                    assert isinstance(reply, Lap | Event)
+                    yield reply
+            finally:
+                self._send(Watch(request, on=False))
 
     async def _ask(self, message: ClientMessage, maxsize: int = 0) -> AsyncGenerator[HeadMessage, None]:
         """Send a request; yields its replies."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 import tempfile
@@ -53,10 +54,32 @@ def run_up(
         ring = LocalRing(shards, nodes, clients, Path(logs), options, say, http)
         try:
             ring.start()
+            if not headless and question is None and sys.stdin.isatty() and sys.stdout.isatty():
+                asyncio.run(show(ring, clients))
+                return
             say(f"starting {nodes} nodes, {threads} thread(s) each; their output is in {logs}")
             asyncio.run(serve(ring, clients, headless, question, console))
         finally:
             ring.stop()
+
+
+async def show(ring: LocalRing, clients: str) -> None:
+    """The dashboard, from the start: it shows the ring forming. Ends when the user leaves, or with the ring's error."""
+    from tui.app import Dashboard
+    from tui.feed import LiveFeed
+
+    dashboard = Dashboard(LiveFeed(clients))
+    ring.say = lambda line: dashboard.report("warning", line)  # the screen belongs to the dashboard now
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, dashboard.exit)
+    display = asyncio.create_task(dashboard.run_async())
+    while not display.done():
+        await asyncio.wait([display], timeout=POLL_S)
+        if ring.failure:
+            dashboard.exit()
+            await display
+    await display
+    ring.check()
 
 
 async def serve(ring: LocalRing, clients: str, headless: bool, question: str | None, console: Console) -> None:

@@ -74,13 +74,19 @@ class Upstream:
 
     async def _watch(self, client: RingClient) -> None:
         """Until the head has been away for too long."""
-        async with contextlib.aclosing(client.traces()) as traces:
-            async for trace in traces:
-                if isinstance(trace, Lap):
-                    self.observe(trace)
-                else:
-                    log.info("the ring: %s", trace.message)
-                    await self.refresh()
+        while True:
+            try:
+                async with contextlib.aclosing(client.traces()) as traces:
+                    async for trace in traces:
+                        if isinstance(trace, Lap):
+                            self.observe(trace)
+                        else:
+                            log.info("the ring: %s", trace.message)
+                            await self.refresh()
+            except NoHead as error:
+                self._lost(error)
+                await client.recovered()
+                await self.refresh()
 
     async def _poll(self) -> None:
         while True:

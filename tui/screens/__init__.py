@@ -1,0 +1,1 @@
+"""The views of the dashboard and its two dialogs, one a file."""
