@@ -88,7 +88,9 @@ class OptionsScreen(ModalScreen[Options | None]):
             with Grid():
                 for name, (label, hint) in FIELDS.items():
                     yield Label(label)
-                    yield Input(show(self._options, name), id=name, compact=True, select_on_focus=True)
+                    field = Input(show(self._options, name), id=name, compact=True, select_on_focus=True)
+                    field.cursor_blink = False
+                    yield field
                     yield Label(hint, classes="hint", markup=False)
             yield Label("", id="error", markup=False)
         yield Footer(compact=True)

@@ -111,9 +111,3 @@ class LapLog:
             if lap.started_ns <= end:
                 found.append(lap)
         return found[::-1]
-
-    def near(self, index: int) -> Lap | None:
-        """The lap at an index from the newest (-1) backwards, or the nearest that there is."""
-        if not self.laps:
-            return None
-        return self.laps[max(-len(self.laps), min(-1, index))]

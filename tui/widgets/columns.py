@@ -41,8 +41,3 @@ def row(columns: Sequence[Column], cells: Iterable[Piece]) -> list[Piece]:
 def heading(columns: Sequence[Column]) -> list[Piece]:
     """The line above."""
     return [("  ".join(fit(c.heading, c.width, c.right) for c in columns), "$muted")]
-
-
-def width(columns: Sequence[Column]) -> int:
-    """How many cells a line takes."""
-    return sum(column.width for column in columns) + len(GAP) * (len(columns) - 1)
