@@ -164,24 +164,26 @@ def test_traces_add_up(ring: NodeRing) -> None:
             watching = asyncio.create_task(watch())
             await client.status()  # the head has seen the watch request by now: they came in order
             answer = await client.complete(token_ids=list(range(1, 200)), max_tokens=5)
-            while len(laps) < 6:
+            while not laps or laps[-1].runs[-1].start + laps[-1].runs[-1].count < 203:  # the last token is never cached
                 await asyncio.sleep(0.01)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         return answer, laps
 
     answer, laps = asyncio.run(run())
-    assert [(run.start, run.count, run.prefill) for lap in laps for run in lap.runs] == [
-        (0, 128, True),
-        (128, 71, True),
-        *((199 + k, 1, False) for k in range(4)),
-    ]
+    runs = [run for lap in laps for run in lap.runs]
+    prefills = [run for run in runs if run.prefill]
+    assert [run.start for run in prefills] == [sum(r.count for r in prefills[:k]) for k in range(len(prefills))]
+    assert sum(run.count for run in prefills) == 199
+    assert len(prefills) >= 3, "every stage has a part of it to compute at the same time"
+    decodes = [run.start for run in runs if not run.prefill]
+    assert decodes[0] == 199 and decodes == sorted(set(decodes))
     for lap in laps:
         assert [hop.stage for hop in lap.hops] == [0, 1, 2]
         assert sum(h.queue_ns + h.compute_ns + h.send_ns + h.wire_ns for h in lap.hops) == lap.duration_ns
         assert all(min(h.queue_ns, h.compute_ns, h.send_ns, h.wire_ns) >= 0 for h in lap.hops)
     assert answer.timings is not None
-    assert [stage.laps for stage in answer.timings.stages] == [6, 6, 6]
+    assert [stage.laps for stage in answer.timings.stages] == [len(laps)] * 3
     for k, timing in enumerate(answer.timings.stages):
         assert timing.compute_s == pytest.approx(sum(lap.hops[k].compute_ns for lap in laps) / 1e9)
 
