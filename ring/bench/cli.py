@@ -78,7 +78,7 @@ def compare(
         for each in dtype.split(","):
             for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, [], say):
                 fields = asdict(result) | {"ratios": result.ratios, "environment": environment()}
-                print(msgspec.json.encode(fields).decode() if as_json else line(result))
+                print(msgspec.json.encode(fields).decode() if as_json else line(result), flush=True)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -46,8 +46,8 @@ def compare(
     threads: int,
     options: list[str],
     say: Callable[[str], None],
-) -> list[Comparison]:
-    """Measure every batch size. transformers gets as many threads as all nodes together have."""
+) -> Iterator[Comparison]:
+    """Measure every batch size, and yield each as soon as it is known. transformers gets as many threads as all nodes together have."""
     source = checkpoint(shape, dtype)
     vocabulary = load_config(source).vocab_size
     folder = shards(source, nodes, dtype, say)
@@ -69,12 +69,8 @@ def compare(
                     result.same_tokens = sum(pairs) / len(pairs)
             return result
 
-        results = []
         for batch in batches:
-            result = asyncio.run(measure(batch))
-            results.append(result)
-            say(line(result))
-    return results
+            yield asyncio.run(measure(batch))
 
 
 def line(c: Comparison) -> str:

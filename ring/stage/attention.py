@@ -57,7 +57,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scalin
 
     A single query sees every key, so the heads that share a KV head can stand as its queries.
     """
-    if is_slow(q.dtype) and q.shape[1] == k.shape[1]:
+    if q.device.type == "cpu" and is_slow(q.dtype) and q.shape[1] == k.shape[1]:
         return fused_attention(q.float(), k.float(), v.float(), mask, scaling).to(q.dtype)
     if mask is not None:
         return scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-PIECE = 32 << 20
+PIECE = 16 << 20
 """Bytes; a larger weight is packed in pieces, each given back to the system as soon as it is packed."""
 # FBGEMM's operators have no successor on such CPUs yet; `has_fbgemm` sees when they have gone.
 warnings.filterwarnings("ignore", message="fbgemm_.* is deprecated")
