@@ -47,7 +47,10 @@ def compare(
     options: list[str],
     say: Callable[[str], None],
 ) -> Iterator[Comparison]:
-    """Measure every batch size, and yield each as soon as it is known. transformers gets as many threads as all nodes together have."""
+    """Measure every batch size, and yield each as soon as it is known.
+
+    transformers gets as many threads as all nodes together have.
+    """
     source = checkpoint(shape, dtype)
     vocabulary = load_config(source).vocab_size
     folder = shards(source, nodes, dtype, say)
