@@ -58,7 +58,8 @@ class StreamText(VerticalScroll):
         figures.show(Content.styled("\n" + footing(stream), "$text-error" if stream.outcome == "failed" else "$muted"))
         if at_end:
             self.scroll_end(animate=False, immediate=False)
-            self.call_after_refresh(self.scroll_end, animate=False)  # of what has been laid out by then
+            if fresh:
+                self.call_after_refresh(self.scroll_end, animate=False)  # of what has been laid out by then
         elif fresh:
             self.scroll_home(animate=False, immediate=False)
 
