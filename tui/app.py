@@ -1,4 +1,4 @@
-"""The dashboard as a whole: messages in, at most eight pictures a second out."""
+"""The dashboard as a whole: messages in, at most five pictures a second out."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tui.themes import DARK, FALLBACK, LIGHT
 from tui.widgets.prompt import Prompt
 from tui.widgets.stream_table import StreamTable
 
-FRAME_S = 0.125
-FIGURES_EVERY = 4
+FRAME_S = 0.2
+FIGURES_EVERY = 3
 WIDTHS = [(0, "-narrow"), (120, "-wide")]
 HEIGHTS = [(0, "-short"), (32, "-tall")]
 """Classes that a screen has from this many columns and lines on."""
@@ -116,7 +116,7 @@ class Dashboard(App[None]):
             self._loop.call_soon_threadsafe(self.take, event)
 
     def draw(self) -> None:
-        """Have the view on screen draw what is new; at most eight times a second, whatever comes."""
+        """Have the view on screen draw what is new; at most five times a second, whatever comes."""
         self._frame += 1
         figures = self._frame % FIGURES_EVERY == 0
         version, at = self._drawn

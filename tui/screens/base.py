@@ -32,7 +32,7 @@ def quiet(bindings: list[Binding]) -> list[Binding]:
 
 
 class View(Screen[None]):
-    """One of the four views. `draw` is called at most eight times a second, and only while the view is on screen.
+    """One of the four views. `draw` is called at most five times a second, and only while the view is on screen.
 
     Figures are drawn anew twice a second only, as nobody reads ten numbers a second; `figures` says when.
     """

@@ -41,7 +41,7 @@ class Waterfall(View):
     def draw(self, figures: bool) -> None:
         super().draw(figures)
         self._frames += 1
-        if not figures and self._frames % 2:  # nobody can follow it faster, and it is the dearest picture
+        if not figures and self._frames % 3:  # nobody can follow it faster, and it is the dearest picture
             return
         model, gantt, table = self.dashboard.model, self.query_one(Gantt), self.query_one(LapTable)
         some = bool(model.log.laps)
