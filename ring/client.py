@@ -60,7 +60,8 @@ class RingClient:
     only after `recovery_timeout` seconds without a head do they end, with `NoHead`.
 
     `keys` is the folder of this machine's keys (see `ring keys`), for a head that asks for them. Without keys, a head
-    that is not on this machine is refused with `RingError`, unless `insecure`.
+    that is not on this machine is refused with `RingError`, unless `insecure`. With `coalesce`, tokens that came while the
+    caller was busy are one event; without, every token is one of its own.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class RingClient:
         recovery_timeout: float = RECOVERY_TIMEOUT_S,
         keys: Path | str | None = None,
         insecure: bool = False,
+        coalesce: bool = True,
     ) -> None:
         self.head = head
         self.timeout = timeout
         self.recovery_timeout = recovery_timeout
         self.keys = load_keys(Path(keys)) if keys else None
         self.insecure = insecure
+        self.coalesce = coalesce
         self._requests = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[HeadMessage | None]] = {}
         self._socket: zmq.Socket[bytes] | None = None
@@ -290,7 +293,7 @@ class RingClient:
                 batch = [await replies.get()]
                 while not replies.empty():
                     batch.append(replies.get_nowait())
-                for reply in merge_tokens(batch):
+                for reply in merge_tokens(batch) if self.coalesce else batch:
                     if isinstance(reply, Failed):
                         raise RingError(reply.code, reply.message)
                     if reply is None:

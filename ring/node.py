@@ -110,6 +110,10 @@ class StageLoop:
         self._complained = False
         self._process = psutil.Process()
 
+    def blocked(self) -> str | None:
+        """The next node's address, if it has taken nothing for a while."""
+        return self.outbox.address if self._complained else None
+
     def run(self) -> None:
         """Handle messages until None arrives."""
         while (arrived := self._next()) is not None:

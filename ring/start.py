@@ -177,7 +177,7 @@ def _run_first(
         cleanup.callback(arrivals.put, None)
         Watchdog(loop, options.watchdog, say).start()
         say(f"clients are served at {options.clients}")
-        head = Head(info, vocabulary, arrivals, from_ring, router, options.limits, say)
+        head = Head(info, vocabulary, arrivals, from_ring, router, options.limits, say, loop.blocked)
         stopper.drain = None if options.with_parent else head.finish_streams
         head.run()
 

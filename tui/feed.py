@@ -67,7 +67,9 @@ class LiveFeed:
             attempt += 1
             self.take(Link("lost" if known else "connecting", attempt))
             try:
-                async with RingClient(self.name, timeout=TIMEOUT_S, keys=self.keys, insecure=self.insecure) as client:
+                async with RingClient(
+                    self.name, timeout=TIMEOUT_S, keys=self.keys, insecure=self.insecure, coalesce=False
+                ) as client:
                     self.take(Link("connected"))
                     known, attempt, self._client = True, 0, client
                     self._connected.set()

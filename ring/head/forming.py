@@ -21,7 +21,7 @@ class Formation:
     fingerprint: str
     epoch: int = field(default_factory=time.time_ns)
     state: State = "forming"
-    detail: str = "waiting for the first Hello to come round"
+    detail: str = "waiting for a Hello to come round; each node prints what it waits for"
     stages: list[StageInfo] = field(default_factory=list)
     _next_try: float = 0.0
 
@@ -32,6 +32,16 @@ class Formation:
             return None
         self._next_try = now + RETRY_S
         return Hello(protocol=PROTOCOL, epoch=self.epoch, fingerprint=self.fingerprint)
+
+    def waits_for(self, blocked: str | None) -> None:
+        """Say for whom a ring that has never formed waits: the next node, if it takes nothing (`blocked` is its address),
+        or a later one."""
+        if self.state == "forming" and not self.stages:
+            self.detail = (
+                f"waiting for stage 1 at {blocked}, which does not answer"
+                if blocked
+                else "waiting for a Hello to come round; each node prints what it waits for"
+            )
 
     def returned(self, hello: Hello) -> Hello | None:
         """A Hello came round: returns the second lap's, once the first has been right. `state` is `ready` when that

@@ -65,6 +65,7 @@ class Head:
         router: the bound ROUTER socket of clients.
         limits: see `Limits`.
         say: prints a line for whoever started the node.
+        first_hop_blocked: the address of the node after stage 0, while it takes nothing.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Head:
         router: zmq.Socket[bytes],
         limits: Limits,
         say: Callable[[str], None],
+        first_hop_blocked: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.info = info
+        self.first_hop_blocked = first_hop_blocked
         self.to_ring = to_ring
         self.from_ring = from_ring
         self.limits = limits
@@ -120,6 +123,7 @@ class Head:
         now = time.monotonic()
         if self.formation.state != "ready":
             if hello := self.formation.hello_due(now):
+                self.formation.waits_for(self.first_hop_blocked())
                 hello.routes = self.spares.choose(now)
                 self._send(hello)
             if now - self._broken_at > self.limits.recovery_timeout:
@@ -317,6 +321,7 @@ class Head:
             uptime_s=now - self._started,
             draining=self.requests.draining,
             spares=[stage for stage in range(self.info.stages) if self.spares.alive(stage, now)],
+            missing=self.spares.missing,
             stale=self.stale,
         )
 

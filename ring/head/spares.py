@@ -22,7 +22,7 @@ class Spares:
 
     routes: dict[int, str] = field(default_factory=dict)
     _seen: dict[int, tuple[StageInfo, float]] = field(default_factory=dict)
-    _missing: int | None = None
+    missing: int | None = None
     _since: float | None = None
 
     def announced(self, info: StageInfo, now: float) -> bool:
@@ -39,24 +39,24 @@ class Spares:
     def lost(self, stage: int, now: float) -> None:
         """A stage is gone, whichever node it was."""
         self.routes.pop(stage, None)
-        self._missing, self._since = stage, now
+        self.missing, self._since = stage, now
 
     def choose(self, now: float) -> dict[int, str]:
         """Where to look for stages in the next attempt to form the ring."""
         self._since = now if self._since is None else self._since
         if now - self._since > 2 * PATIENCE_S:
             self.routes.clear()
-            self._missing, self._since = None, now
+            self.missing, self._since = None, now
         elif now - self._since > PATIENCE_S:
             for stage in self._seen:
                 self._use(stage, now)
-        elif self._missing is not None:
-            self._use(self._missing, now)
+        elif self.missing is not None:
+            self._use(self.missing, now)
         return dict(self.routes)
 
     def formed(self) -> None:
         """The ring has formed."""
-        self._missing = self._since = None
+        self.missing = self._since = None
 
     def _use(self, stage: int, now: float) -> None:
         if stage not in self.routes and (info := self.alive(stage, now)):

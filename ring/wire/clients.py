@@ -177,8 +177,9 @@ class Status(msgspec.Struct, tag="status", forbid_unknown_fields=True):
     """The ring at this moment.
 
     `state` is `forming` (`detail` says what for), `mismatch` (`detail` names the node) or `ready`. `spares` names the
-    stages that have a spare waiting. `stale` counts messages that came from an older ring or another node. KV figures
-    are tokens on the smallest stage; `tokens_per_s` counts new tokens over the last ten seconds.
+    stages that have a spare waiting, `missing` the stage that a broken ring lost. `stale` counts messages that came from
+    an older ring or another node. KV figures are tokens on the smallest stage; `tokens_per_s` counts new tokens over the
+    last ten seconds.
     """
 
     request: int
@@ -201,6 +202,7 @@ class Status(msgspec.Struct, tag="status", forbid_unknown_fields=True):
     uptime_s: float
     draining: bool = False
     spares: list[int] = []
+    missing: int | None = None
     stale: int = 0
 
 

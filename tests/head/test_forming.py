@@ -79,3 +79,15 @@ def test_another_protocol_version_is_named() -> None:
     problem = mismatch(Hello(PROTOCOL + 1, 1, "model"), info(1))
     assert problem is not None
     assert f"protocol {PROTOCOL}, the head {PROTOCOL + 1}" in problem
+
+
+def test_a_ring_that_never_formed_says_for_whom_it_waits() -> None:
+    formation = Formation("model")
+    formation.waits_for("tcp://beta:5600")
+    assert formation.detail == "waiting for stage 1 at tcp://beta:5600, which does not answer"
+    formation.waits_for(None)
+    assert "each node prints what it waits for" in formation.detail
+    formed = first_lap([info(0), info(1), info(2)])
+    formed.broken("stage 1 is gone")
+    formed.waits_for("tcp://beta:5600")
+    assert formed.detail == "stage 1 is gone"

@@ -109,7 +109,14 @@ def stage(number: int, stages: int = 3) -> StageInfo:
     )
 
 
-def status(state: State = "ready", detail: str = "", running: int = 0, waiting: int = 0, stages: int = 3) -> Status:
+def status(
+    state: State = "ready",
+    detail: str = "",
+    running: int = 0,
+    waiting: int = 0,
+    stages: int = 3,
+    missing: int | None = None,
+) -> Status:
     """What the made-up head says."""
     return Status(
         request=1,
@@ -119,7 +126,7 @@ def status(state: State = "ready", detail: str = "", running: int = 0, waiting: 
         state=state,
         detail=detail,
         epoch=EPOCH,
-        stages=[StageStatus(stage(k), (420 + 11 * k) * 10**6, 640 * running, 0) for k in range(stages)],
+        stages=[StageStatus(stage(k), resident_bytes=(420 + 11 * k) * 10**6, kv_used=640 * running) for k in range(stages)],
         context=1024,
         kv_tokens=20_000,
         kv_used=640 * running,
@@ -130,6 +137,7 @@ def status(state: State = "ready", detail: str = "", running: int = 0, waiting: 
         finished=2,
         failed=1,
         uptime_s=912.0,
+        missing=missing,
     )
 
 
@@ -180,7 +188,7 @@ def found() -> list[tuple[float, Message]]:
     return [
         (0.0, Link("connecting", 1)),
         (2.0, Link("connected")),
-        (2.0, status("forming", "waiting for the first Hello to come round", stages=0)),
+        (2.0, status("forming", "waiting for stage 1 at tcp://10.0.0.2:5600, which does not answer", stages=0)),
         (3.0, formed),
         (3.0, status()),
     ]
@@ -218,11 +226,11 @@ def broken() -> list[tuple[float, Message]]:
     """The same ring, just after stage 1 was killed."""
     story = running()
     at = story[-1][0]
-    detail = "stage 2 lost the node before it"
+    detail = "stage 1 (beta, layers 4-7) is gone or cut off"
     return [
         *story,
-        (at + 1, Event(1, STARTED + at + 1, "warning", 2, f"{detail}; 3 streams wait for it to return")),
-        (at + 1, status("forming", detail, running=3)),
+        (at + 1, Event(1, STARTED + at + 1, "warning", 1, f"{detail}; 3 streams wait for it to return")),
+        (at + 1, status("forming", detail, running=3, missing=1)),
     ]
 
 

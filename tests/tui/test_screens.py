@@ -44,8 +44,8 @@ async def test_states_from_no_head_to_a_ring_that_runs() -> None:
             head.status = status(running=2)
             head.laps(30)
             await until_shown(pilot, "✓ running", "▲ slowest", "stage 2", "a lap")
-            head.status = status("forming", "stage 2 lost the node before it", running=2)
-            head.event("warning", 2, "stage 2 lost the node before it; 2 streams wait for it to return")
+            head.status = status("forming", "stage 1 (beta, layers 4-7) is gone or cut off", running=2, missing=1)
+            head.event("warning", 1, "stage 1 (beta, layers 4-7) is gone or cut off; 2 streams wait for it to return")
             await until_shown(pilot, "stage 1 lost", "stage 1 (beta, layers 4-7)", "✗ lost")
             head.status = status()
             await until_shown(pilot, "✓", "a lap")
@@ -53,7 +53,7 @@ async def test_states_from_no_head_to_a_ring_that_runs() -> None:
         async with FakeHead(address):
             await until_shown(pilot, "✓ idle")
         await pilot.press("escape", "4")
-        await until_shown(pilot, "found the head", "stage 2 lost the node", "the head is gone", "the head is back")
+        await until_shown(pilot, "found the head", "layers 4-7) is gone", "the head is gone", "the head is back")
 
 
 @asynchronous
@@ -69,7 +69,7 @@ async def test_every_state_fits_a_small_terminal() -> None:
         head.status = status(running=3)
         screen = await until_shown(pilot, "✓ running", "0 alpha", "1 beta", "2 gamma ▲", "102.3 tok/s")
         assert all(word in screen for word in ("queue", "comp", "wire", "busy", "wait", "block", "F1", "prompt"))
-        head.status = status("forming", "stage 2 lost the node before it")
+        head.status = status("forming", "stage 1 (beta, layers 4-7) is gone or cut off", missing=1)
         await until_shown(pilot, "stage 1 (beta, layers 4-7)", "Start its node again")
         assert app.screen.query_one(Prompt).region.bottom <= 24
 

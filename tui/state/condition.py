@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,9 +28,7 @@ def lost_stage(status: Status | None) -> int | None:
     """The stage that a broken ring waits for, as far as the head could tell."""
     if status is None or status.state != "forming" or not status.stages:
         return None
-    if found := re.search(r"stage (\d+) lost the node before it", status.detail):
-        return (int(found[1]) - 1) % len(status.stages)
-    return len(status.stages) - 1 if "the last stage is gone" in status.detail else None
+    return status.missing
 
 
 def stage_name(stage: StageStatus) -> str:
@@ -65,7 +62,7 @@ def describe(
             return Words(
                 "Head lost, reconnecting",
                 f"{head} has not answered for {since}: attempt {max(1, link.attempt)}.",
-                "Figures and texts on screen are from before. This goes on by itself when the head is back; r asks again.",
+                "What is on screen is from before. This goes on by itself when the head is back, and so do the streams.",
             )
         case "refused":
             return Words("This head cannot be used", link.detail, "Tried again every few seconds; nothing else is needed here.")
