@@ -101,7 +101,7 @@ def test_completion_streams(client: OpenAI, model: str) -> None:
     )
     *parts, last = chunks
     assert "".join(choice.text for chunk in parts for choice in chunk.choices) == whole.choices[0].text
-    assert len(parts) > 10, "it must stream, not come at once"
+    assert len(parts) > 4, "it must stream, not come at once"
     assert last.choices == [] and last.usage == whole.usage
     assert parts[-1].choices[0].finish_reason == "length"
     assert len({chunk.id for chunk in chunks}) == 1

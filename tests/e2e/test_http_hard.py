@@ -185,6 +185,7 @@ def test_bad_starts_are_one_sentence(tmp_path: Path, options: list[str], words: 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_ring_up_serves_http_too(tmp_path: Path) -> None:
     head, http = free_ports(2)
     command = [sys.executable, "-m", "ring", "up", "--headless", "--nodes", "2", "--kv-memory", "64M", "--http", str(http)]

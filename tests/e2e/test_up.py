@@ -69,7 +69,14 @@ def test_one_question_is_answered_with_the_table(start: Start) -> None:
     assert re.search(r"^│ +2 │", output, re.MULTILINE), "a row for each stage"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 0),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGKILL, -9),
+    ],
+)
 def test_no_process_is_left_however_it_ends(start: Start, clients: str, number: signal.Signals, code: int) -> None:
     with start("--nodes", "2", "--headless") as up:
         status = asyncio.run(asyncio.wait_for(formed(clients), 120))
@@ -80,6 +87,7 @@ def test_no_process_is_left_however_it_ends(start: Start, clients: str, number: 
     assert gone([stage.info.pid for stage in status.stages])
 
 
+@pytest.mark.slow
 def test_interrupted_while_it_starts(start: Start) -> None:
     with start("--nodes", "3", "--headless") as up:
         me, deadline = psutil.Process(up.pid), time.monotonic() + 60

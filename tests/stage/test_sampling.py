@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ring.stage.sampling import NotFinite, draw, logprobs, sample, uniform
+from ring.stage.sampling import draw, logprobs, sample, uniform
 from ring.wire.messages import Sampling
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
@@ -51,13 +51,11 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_row_that_is_not_finite_has_no_token_and_all_of_them_are_a_fault(value: float) -> None:
+def test_a_row_that_is_not_finite_has_no_token(value: float) -> None:
     rows = torch.zeros(2, 5)
     rows[1, 3] = value
     rows[0, 4] = 1.0
     assert sample(rows, [Sampling(), Sampling(0.5)], [0, 0]) == [4, None]
-    with pytest.raises(NotFinite):
-        sample(rows[1:], [Sampling()], [0])
 
 
 def test_logprobs_are_the_log_softmax_whatever_the_sampling() -> None:

@@ -87,7 +87,7 @@ async def test_a_refused_and_a_cancelled_prompt() -> None:
 
 
 @asynchronous
-async def test_a_prompt_waits_for_the_first_head_and_fails_with_a_lost_one() -> None:
+async def test_a_prompt_waits_for_the_first_head_and_for_a_lost_one() -> None:
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     async with listening(address) as (feed, messages):
         asking = asyncio.create_task(feed.ask(1, "early", Options()))
@@ -96,9 +96,16 @@ async def test_a_prompt_waits_for_the_first_head_and_fails_with_a_lost_one() -> 
             await until(lambda: bool(head.asked))
             head.tokens(0, "x")
             await until(lambda: any(isinstance(message, Grew) for message in messages))
-        await asking
+        async with FakeHead(address) as head:
+            await until(lambda: bool(head.asked))
+            assert len(head.asked[0].generated) == 1, "the rest is asked for, from the token that is there"
+            head.tokens(0, "y")
+            head.finish(0, "length")
+            await asking
+        grown = [message for message in messages if isinstance(message, Grew)]
+        assert "".join(message.text for message in grown) == "xy"
         end = next(message for message in messages if isinstance(message, Ended))
-        assert (end.outcome, end.code) == ("failed", "no_head")
+        assert end.outcome == "length"
 
 
 @asynchronous
