@@ -329,3 +329,14 @@ def test_random_laps_keep_all_sums_consistent() -> None:
         whole += one.duration_ns
     mean = stats.mean_lap()
     assert mean is not None and mean.total * mean.laps == pytest.approx(whole)
+
+
+def test_a_lap_with_guesses_brought_all_that_were_right() -> None:
+    log = LapLog()
+    first, second = (
+        Lap(1, number, 7, number * 10**9, 10**8, [], [LapRun(5, start, count, prefill=False)])
+        for number, start, count in ((1, 10, 4), (2, 12, 1))
+    )
+    log.add(first)
+    log.add(second)  # so only the guesses for 11 and 12 were right, and 13 came with the second
+    assert [log.reaching(5, position) for position in (11, 12, 13, 14)] == [first, first, second, first]

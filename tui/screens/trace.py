@@ -75,6 +75,8 @@ class Trace(View):
         if token == 0:
             ttft = seconds(stream.ttft)
             lines.append([f"time to first token {ttft}; this lap, {lap.duration_ns / 1e6:.2f} ms, ended the prefill"])
+        elif before is lap:
+            lines.append(["came with the token before it, as a guess that was right"])
         elif before is not None:
             head = (lap.started_ns - end_ns(before)) / 1e6
             whole = head + lap.duration_ns / 1e6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from ring.wire.clients import Lap
+from ring.wire.clients import Lap, LapRun
 
 KEPT = 20_000
 """Laps in memory: about a kilobyte each, and with them every figure of the waterfall and of a token's trace."""
@@ -57,6 +57,13 @@ def tokens(lap: Lap) -> int:
     return sum(run.count for run in lap.runs)
 
 
+def brought(run: LapRun) -> range:
+    """The positions of the tokens that a run may have brought: the one after it, and after a decode step with guesses
+    those after each of them. A wrong guess's position is brought again by a later lap."""
+    end = run.start + run.count
+    return range(end, end + 1) if run.prefill else range(run.start + 1, end + 1)
+
+
 class LapLog:
     """The last laps, oldest first, and by which of them each token came. Bounded."""
 
@@ -73,7 +80,8 @@ class LapLog:
         self.total += 1
         for run in lap.runs:
             end = run.start + run.count
-            self._by_run[run.sequence, end] = lap
+            for position in brought(run):
+                self._by_run[run.sequence, position] = lap
             _, decoding = self._prompts.get(run.sequence, (0, False))
             if not decoding:  # a replay after a failure prefills again, and more than the prompt
                 self._prompts[run.sequence] = (end, False) if run.prefill else (run.start, True)
@@ -82,7 +90,9 @@ class LapLog:
         if len(self.laps) > self.kept:
             oldest = self.laps.popleft()
             for run in oldest.runs:
-                self._by_run.pop((run.sequence, run.start + run.count), None)
+                for position in brought(run):
+                    if self._by_run.get((run.sequence, position)) is oldest:
+                        del self._by_run[run.sequence, position]
 
     def clear(self) -> None:
         """Forget all: another ring's clock does not go with this one's."""
@@ -99,7 +109,7 @@ class LapLog:
         return self._prompts.get(sequence, (None, False))[0]
 
     def reaching(self, sequence: int, position: int) -> Lap | None:
-        """The lap in which a sequence's run ended just before `position`: it brought the token at that position."""
+        """The lap that brought the token at a position."""
         return self._by_run.get((sequence, position))
 
     def between(self, start_ns: int, end: int, most: int) -> list[Lap]:
