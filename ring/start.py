@@ -63,23 +63,29 @@ class StartError(ValueError):
     """A node that cannot start; the message is one sentence."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM with nothing to wait for."""
 
 
 class Stopper:
-    """What SIGTERM does: the head first lets its streams finish, if it has any; anything else stops at once.
+    """What signals do. Ctrl-C stops at once; SIGTERM first lets the head's streams finish, if it has any.
 
-    A later stage hands over by stopping: its successor tells the head at once, which turns to a spare or waits.
+    A later stage hands over by stopping: its successor tells the head at once, which turns to a spare or waits. Once it
+    stops, further signals are ignored: one is enough, and a second must not cut the way out short.
     """
 
     def __init__(self) -> None:
         self.drain: Callable[[], bool] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
 
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
         drain, self.drain = self.drain, None
-        if drain is None or not drain():
-            raise Terminated
+        if number == signal.SIGTERM and drain is not None and drain():
+            return
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)
+        raise Stopped
 
 
 def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
@@ -87,9 +93,9 @@ def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
 
     Raises:
         ShardError, AddressError, KeyFileError, StartError: it cannot start.
+        Stopped: it was told to stop before it had begun.
     """
     stopper = Stopper()
-    signal.signal(signal.SIGTERM, stopper)
     if options.with_parent:
         stop_with_parent()
     hush_transformers()
@@ -108,9 +114,7 @@ def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
                 _run_first(options, manifest, context, keys, stopper, say)
             else:
                 _run_later(options, manifest, context, keys, say)
-    except (KeyboardInterrupt, Terminated):
-        for number in (signal.SIGINT, signal.SIGTERM):  # one is enough; a second must not cut the way out short
-            signal.signal(number, signal.SIG_IGN)
+    except Stopped:
         say("stopped")
     finally:
         context.term()  # wakes the threads that wait on sockets; each closes its own
