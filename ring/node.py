@@ -102,6 +102,7 @@ class StageLoop:
         self.stale = 0
         self.busy_since: float | None = None
         self.longest_s = 0.0
+        self._stopping = False
         self._predecessor = 0  # the head, in this process
         self._last_microbatch = -1
         self._running = False
@@ -113,6 +114,11 @@ class StageLoop:
     def blocked(self) -> str | None:
         """The next node's address, if it has taken nothing for a while."""
         return self.outbox.address if self._complained else None
+
+    def stop(self) -> None:
+        """End `run` soon, whatever it waits for; may be called from a signal handler."""
+        self._stopping = True
+        self.arrivals.put(None)
 
     def run(self) -> None:
         """Handle messages until None arrives."""
@@ -248,6 +254,8 @@ class StageLoop:
                 self._complained = True
                 self.say(f"waiting for the next node at {self.outbox.address}")
             self.outbox.wait(100)
+            if self._stopping:
+                return
             if self.arrivals.newest > self.epoch or (isinstance(message, Hello | Standby) and not self.arrivals.empty()):
                 return
         self._blocked, self._complained = 0.0, False

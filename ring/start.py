@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -70,22 +71,23 @@ class Stopped(KeyboardInterrupt):
 class Stopper:
     """What signals do. Ctrl-C stops at once; SIGTERM first lets the head's streams finish, if it has any.
 
-    A later stage hands over by stopping: its successor tells the head at once, which turns to a spare or waits. Once it
-    stops, further signals are ignored: one is enough, and a second must not cut the way out short.
+    A later stage hands over by stopping: its successor tells the head at once, which turns to a spare or waits. `stop` is
+    called with whether to stop at once, and may only set flags: a signal comes at any moment, and an exception that it
+    raised inside a destructor would be lost. Until there is a loop to be told, an exception has to do.
     """
 
     def __init__(self) -> None:
-        self.drain: Callable[[], bool] | None = None
+        self.stop: Callable[[bool], None] | None = None
+        self.woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno())  # so that a poll of `woken` ends
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self)
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        drain, self.drain = self.drain, None
-        if number == signal.SIGTERM and drain is not None and drain():
-            return
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
-        raise Stopped
+        if self.stop is None:
+            raise Stopped
+        self.stop(number == signal.SIGINT)
 
 
 def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
@@ -113,11 +115,12 @@ def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
             if manifest.is_first:
                 _run_first(options, manifest, context, keys, stopper, say)
             else:
-                _run_later(options, manifest, context, keys, say)
+                _run_later(options, manifest, context, keys, stopper, say)
     except Stopped:
-        say("stopped")
+        pass
     finally:
         context.term()  # wakes the threads that wait on sockets; each closes its own
+    say("stopped")
 
 
 def check_exposure(options: NodeOptions, manifest: Manifest, say: Callable[[str], None]) -> None:
@@ -139,7 +142,12 @@ def check_exposure(options: NodeOptions, manifest: Manifest, say: Callable[[str]
 
 
 def _run_later(
-    options: NodeOptions, manifest: Manifest, context: Context, keys: Keys | None, say: Callable[[str], None]
+    options: NodeOptions,
+    manifest: Manifest,
+    context: Context,
+    keys: Keys | None,
+    stopper: Stopper,
+    say: Callable[[str], None],
 ) -> None:
     """A later stage's node: its loop in this thread, its inbox in another."""
     with contextlib.ExitStack() as cleanup:
@@ -153,6 +161,7 @@ def _run_later(
         if options.spare:
             say(f"a spare for stage {info.stage}: waiting until it is needed")
         Watchdog(loop, options.watchdog, say).start()
+        stopper.stop = lambda at_once: loop.stop()
         loop.run()
 
 
@@ -182,8 +191,8 @@ def _run_first(
         Watchdog(loop, options.watchdog, say).start()
         say(f"clients are served at {options.clients}")
         head = Head(info, vocabulary, arrivals, from_ring, router, options.limits, say, loop.blocked)
-        stopper.drain = None if options.with_parent else head.finish_streams
-        head.run()
+        stopper.stop = lambda at_once: head.stop(at_once or options.with_parent)
+        head.run(stopper.woken)
 
 
 def _run_loop(loop: StageLoop, threads: int) -> None:

@@ -5,9 +5,11 @@ One thread, one poll loop, no waiting anywhere else: it never blocks on a client
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import zmq
@@ -93,20 +95,21 @@ class Head:
         self.spares = Spares()
         self.throughput = Throughput()
         self.stale = 0
+        self._asked: Literal["stop", "drain"] | None = None
         self._stop_at: float | None = None
         self._started = self._broken_at = time.monotonic()
         self._next_pulse = 0.0
         self._dispatched: dict[int, int] = {}
 
-    def run(self) -> None:
-        """The poll loop; ends with the exception of a signal handler, or once `finish_streams` has been called and none is
-        left."""
+    def run(self, woken: socket.socket) -> None:
+        """The poll loop, until `stop` is heeded; a signal makes `woken` readable."""
         poller = zmq.Poller()
-        for socket in (self.from_ring.socket, self.from_ring.monitor, self.front.router):
-            poller.register(socket, zmq.POLLIN)
-        while self._stop_at is None or (self.requests.streams and time.monotonic() < self._stop_at):
+        for waited in (self.from_ring.socket, self.from_ring.monitor, self.front.router, woken):
+            poller.register(waited, zmq.POLLIN)
+        while not self._over():
             self._tick()
-            poller.poll(self._patience_ms())
+            if woken.fileno() in dict(poller.poll(self._patience_ms())):
+                woken.recv(64)
             while arrived := self.from_ring.receive():
                 self.from_the_ring(arrived)
             if self.from_ring.lost_peer():
@@ -290,11 +293,18 @@ class Head:
             left = len(self.requests.streams)
             self.front.announce("info", -1, f"draining: {left} streams to finish" if on else "no longer draining")
 
-    def finish_streams(self) -> bool:
-        """Stop as soon as no stream is left, or after a grace period; returns whether there is any to wait for."""
-        self.drain(True)
-        self._stop_at = time.monotonic() + GRACE_S
-        return bool(self.requests.streams)
+    def stop(self, at_once: bool) -> None:
+        """Stop, or first let the streams finish; asked twice, at once. May be called from a signal handler."""
+        self._asked = "stop" if at_once or self._asked else "drain"
+
+    def _over(self) -> bool:
+        """Whether to stop now."""
+        if self._asked != "drain":
+            return self._asked == "stop"
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + GRACE_S
+            self.drain(True)
+        return not self.requests.streams or time.monotonic() > self._stop_at
 
     def status(self, request: int) -> Status:
         """The ring at this moment."""
