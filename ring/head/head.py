@@ -304,7 +304,9 @@ class Head:
         if self._stop_at is None:
             self._stop_at = time.monotonic() + GRACE_S
             self.drain(True)
-        return not self.requests.streams or time.monotonic() > self._stop_at
+        # In a broken ring none would finish; their clients go on with the head that returns.
+        going = self.requests.streams and self.formation.state == "ready"
+        return not going or time.monotonic() > self._stop_at
 
     def status(self, request: int) -> Status:
         """The ring at this moment."""
