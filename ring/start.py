@@ -115,7 +115,7 @@ def run_node(options: NodeOptions, say: Callable[[str], None]) -> None:
             if manifest.is_first:
                 _run_first(options, manifest, context, keys, stopper, say)
             else:
-                _run_later(options, manifest, context, keys, stopper, say)
+                _run_later(options, context, keys, stopper, say)
     except Stopped:
         pass
     finally:
@@ -143,7 +143,6 @@ def check_exposure(options: NodeOptions, manifest: Manifest, say: Callable[[str]
 
 def _run_later(
     options: NodeOptions,
-    manifest: Manifest,
     context: Context,
     keys: Keys | None,
     stopper: Stopper,

@@ -19,7 +19,7 @@ from ring.answers import RingError
 from ring.ask import ask, prompt_loop
 from ring.client import RingClient
 from ring.launch import LaunchError, LocalRing, cache_folder
-from weights_tools.shard import ShardError, read_manifest
+from weights_tools.shard import holds_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -160,11 +160,8 @@ def cached_split(
     opened = Checkpoint(pocket_path() if checkpoint is None else resolve(checkpoint))
     print_name = fingerprint(opened, dtype)
     folder = cache_folder() / "shards" / f"{print_name[:16]}-{nodes}"
-    try:
-        if all(read_manifest(folder / f"stage-{stage}").fingerprint == print_name for stage in range(nodes)):
-            return folder
-    except ShardError:
-        pass
+    if holds_shards(folder, nodes, print_name):
+        return folder
     say(f"splitting {checkpoint or 'the pocket model'} over {nodes} nodes, into {folder}")
     started = time.monotonic()
     with progress_bar("splitting") as bar:

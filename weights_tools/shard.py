@@ -87,6 +87,14 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def holds_shards(folder: Path, stages: int, fingerprint: str) -> bool:
+    """Whether a folder has all shards of this model, cut into so many stages."""
+    try:
+        return all(read_manifest(folder / f"stage-{stage}").fingerprint == fingerprint for stage in range(stages))
+    except ShardError:
+        return False
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `shard.json`, readable by people."""
     raw = msgspec.json.format(msgspec.json.encode(manifest), indent=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ring.launch import cache_folder
-from weights_tools.shard import ShardError, read_manifest
+from weights_tools.shard import holds_shards
 
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -81,11 +81,8 @@ def shards(source: Path, stages: int, dtype: str, say: Callable[[str], None], la
     opened = Checkpoint(source)
     name = fingerprint(opened, dtype)
     folder = cache_folder() / "bench" / f"{name[:16]}-{layers or stages}"
-    try:
-        if all(read_manifest(folder / f"stage-{stage}").fingerprint == name for stage in range(stages)):
-            return folder
-    except ShardError:
-        pass
+    if holds_shards(folder, stages, name):
+        return folder
     say(f"splitting {source.name} over {stages} nodes as {dtype}")
     split(opened, folder, stages=stages, layers=layers, dtype=dtype, force=True)
     return folder
