@@ -15,6 +15,7 @@ from ring import keyring
 from ring.bench.cli import app as bench
 from ring.sentences import errors, fail, sentences
 from weights_tools.cli import add_commands
+from weights_tools.fetch_cli import add_fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -48,6 +49,7 @@ def prove(config: PreTrainedConfig) -> None:
 
 
 add_commands(app, prove)
+add_fetch(app, prove)
 app.add_typer(keyring.app, name="keys")
 app.add_typer(bench, name="bench")
 

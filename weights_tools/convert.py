@@ -26,7 +26,7 @@ def pieces(parameter: Parameter, stored: Stored, frame: PreTrainedModel, start: 
         parameter: what to make.
         stored: the checkpoint's tensors.
         frame: the model, as a converter wants to see it.
-        start: leave out so many bytes, and read as little for them as can be; a multiple of `PIECE`, or all.
+        start: leave out so many bytes (whole elements), and read as little for them as can be.
 
     Raises:
         CheckpointError: a file became shorter, or the tensors do not make the parameter.
