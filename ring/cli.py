@@ -14,6 +14,7 @@ from rich.console import Console
 from ring import keyring
 from ring.bench.cli import app as bench
 from ring.sentences import errors, fail, sentences
+from ring.verify_cli import verify
 from weights_tools.cli import add_commands
 from weights_tools.fetch_cli import add_fetch
 
@@ -50,6 +51,7 @@ def prove(config: PreTrainedConfig) -> None:
 
 add_commands(app, prove)
 add_fetch(app, prove)
+app.command()(verify)
 app.add_typer(keyring.app, name="keys")
 app.add_typer(bench, name="bench")
 
