@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ring import keyring
 from ring.bench.cli import app as bench
+from ring.deploy.cli import app as deploy
 from ring.sentences import errors, fail, sentences
 from ring.verify_cli import verify
 from weights_tools.cli import add_commands
@@ -55,6 +56,7 @@ add_fetch(app, prove)
 app.command()(verify)
 app.add_typer(keyring.app, name="keys")
 app.add_typer(bench, name="bench")
+app.add_typer(deploy, name="deploy")
 
 
 def parse_bytes(text: str) -> int:

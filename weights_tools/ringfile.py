@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 CLIENTS = "tcp://127.0.0.1:5555"
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `ring keys` names its folders
 
 
 class RingFileError(ValueError):
@@ -25,7 +25,7 @@ class Machine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     `4G`. A `spare` waits beside the stage that it names.
     """
 
-    name: Annotated[str, msgspec.Meta(pattern=f"^{NAME}$")]
+    name: str
     stage: Annotated[int, msgspec.Meta(ge=0)]
     address: str
     listen: str | None = None
@@ -134,6 +134,8 @@ def check(ring: RingFile) -> None:
                 f"{what} stage {stage}; number the stages from 0, one machine each (others can be spare = true)"
             )
     for machine in ring.machines:
+        if NAME.fullmatch(machine.name) is None:
+            raise RingFileError(f"'{machine.name}' is no name for a machine; use letters, digits, dots and dashes")
         if machine.spare and machine.stage == 0:
             raise RingFileError(f"'{machine.name}' cannot be a spare for stage 0, whose address clients know")
         check_address(machine.address, f"the address of '{machine.name}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,16 +11,19 @@ import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+CLONE_NEWNET = 0x40000000
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.e2e.preload"])
 
 
 class Node:
-    """A process that runs the `ring` command with `arguments`, its output going to `log`."""
+    """A process that runs the `ring` command with `arguments`, its output going to `log`; in a network namespace, if given."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, arguments: list[str], log: Path, namespace: str | None = None) -> None:
         log.touch()
-        self._process: ForkServerProcess = context.Process(target=run_ring, args=(arguments, str(log)), daemon=True)
+        given = (arguments, str(log), namespace)
+        self._process: ForkServerProcess = context.Process(target=run_ring, args=given, daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -66,8 +70,22 @@ class ColdNode(subprocess.Popen[bytes]):
             raise TimeoutError(f"process {self.pid} has not ended") from None
 
 
-def run_ring(arguments: list[str], log: str) -> None:
+def enter(namespace: str) -> None:
+    """Have this thread, and those that it starts, use a network namespace that `ip netns` made.
+
+    Raises:
+        OSError: there is none, or it is not permitted.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{namespace}") as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def run_ring(arguments: list[str], log: str, namespace: str | None) -> None:
     """What the forked process does."""
+    if namespace is not None:
+        enter(namespace)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -1,0 +1,84 @@
+"""A ring as it is deployed: three hosts with keys, one ring.toml, `ring node --config`, and a network with delay and loss."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ring.client import RingClient
+from ring.keyring import make_keys
+from tests.e2e.hosts import Hosts, NotPermitted
+from tests.e2e.spawn import Node
+from tests.models import generate, ragged_prompts
+
+NAMES = ["alpha", "beta", "gamma"]
+LAPTOP = 4
+NEW_TOKENS = 40
+PROMPTS = ragged_prompts(4, longest=60)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    network = Hosts(4, delay_s=0.005, loses=100)
+    try:
+        with network:
+            yield network
+    except NotPermitted as reason:
+        pytest.skip(str(reason))
+
+
+class Deployed:
+    """A ring on hosts; each node is started with the same file."""
+
+    def __init__(self, hosts: Hosts, folder: Path, shards: Path) -> None:
+        self.hosts, self.folder = hosts, folder
+        make_keys(folder / "keys", NAMES, ["laptop"])
+        lines = ['model = "someone/checkpoint"', f'shards = "{shards}"', 'keys = "keys"', 'clients = "tcp://0.0.0.0:5555"']
+        for stage, name in enumerate(NAMES):
+            lines += ["[[machines]]", f'name = "{name}"', f"stage = {stage}", f'address = "tcp://{hosts.ip(stage + 1)}:5600"']
+            lines += ["threads = 1", 'kv_memory = "64M"']
+        (folder / "ring.toml").write_text("\n".join(lines))
+        self.nodes = [self.start(name) for name in NAMES]
+        self.head = f"tcp://{hosts.ip(1)}:5555"
+
+    def start(self, name: str) -> Node:
+        command = ["node", "--config", str(self.folder / "ring.toml"), "--name", name]
+        return Node(command, self.folder / f"{name}.log", self.hosts.namespace(NAMES.index(name) + 1))
+
+    def logs(self) -> str:
+        return "\n".join((self.folder / f"{name}.log").read_text() for name in NAMES)
+
+    async def answers(self, kill: str | None = None) -> list[list[int]]:
+        """What the ring answers to all prompts at once; a node is killed and started again in the middle of the first."""
+
+        async def ask(ring: RingClient, at: int) -> list[int]:
+            ids: list[int] = []
+            async for event in ring.generate(token_ids=PROMPTS[at], max_tokens=NEW_TOKENS):
+                ids += event.token_ids
+                if at == 0 and kill is not None and len(ids) == 5:
+                    stage = NAMES.index(kill)
+                    await asyncio.to_thread(self.nodes[stage].kill)
+                    self.nodes[stage] = self.start(kill)
+            return ids
+
+        async with RingClient(self.head, keys=self.folder / "keys" / "laptop", timeout=60) as ring:
+            return await asyncio.gather(*(ask(ring, at) for at in range(len(PROMPTS))))
+
+
+def test_three_hosts(hosts: Hosts, llama: Path, tmp_path: Path) -> None:
+    expected = generate(llama / "checkpoint", PROMPTS, NEW_TOKENS)
+    ring = Deployed(hosts, tmp_path, llama / "shards-3")
+    try:
+        assert hosts.run(LAPTOP, lambda: asyncio.run(ring.answers())) == expected, ring.logs()
+        assert hosts.run(LAPTOP, lambda: asyncio.run(ring.answers(kill="beta"))) == expected, ring.logs()
+        assert hosts.lost > 10
+        for node in ring.nodes:
+            node.send_signal(signal.SIGTERM)
+        assert [node.wait() for node in ring.nodes] == [0, 0, 0]
+    finally:
+        for node in ring.nodes:
+            node.kill()
