@@ -60,13 +60,15 @@ class Deployed:
 
         async def ask(ring: RingClient, at: int) -> list[int]:
             ids: list[int] = []
+            blow = kill if at == 0 else None
             async for event in ring.generate(token_ids=PROMPTS[at], max_tokens=NEW_TOKENS):
                 ids += event.token_ids
-                if at == 0 and kill is not None and len(ids) == 5:
-                    stage = NAMES.index(kill)
+                if blow is not None and len(ids) >= 5:
+                    stage = NAMES.index(blow)
                     await asyncio.to_thread(self.nodes[stage].kill)
                     if again:
-                        self.nodes[stage] = self.start(kill)
+                        self.nodes[stage] = self.start(blow)
+                    blow = None
             return ids
 
         async with RingClient(self.head, keys=self.folder / "keys" / "laptop", timeout=60) as ring:
