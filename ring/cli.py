@@ -88,7 +88,8 @@ def node(
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     verify: Annotated[bool, typer.Option(help="Check every tensor's checksum while loading.")] = True,
     token_budget: Annotated[
-        int, typer.Option(min=1, max=65536, help="Stage 0 only: most tokens in one microbatch; longer prompts go in chunks.")
+        int,
+        typer.Option(min=32, max=65536, help="Stage 0 only: most tokens of prompts in a microbatch; longer ones go in chunks."),
     ] = 128,
     max_running: Annotated[int, typer.Option(min=1, max=1024, help="Stage 0 only: most sequences at once.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=0, help="Stage 0 only: most requests waiting before 'busy'.")] = 256,

@@ -3,10 +3,13 @@
 Three kernels, the first that this machine has for the dtype:
 
 - oneDNN with a weight reordered once (float32 everywhere; bfloat16 and float16 where the CPU multiplies them, from
-  AVX-512 on). A row comes out the same to the bit, alone or among others.
+  AVX-512 on).
 - FBGEMM's float16 weights with float32 activations, for 2-byte dtypes on older CPUs, where oneDNN has nothing and
   torch's own product is many times slower than the memory.
 - torch's `linear`, anywhere else.
+
+From the first two a row comes out the same to the bit, alone or among others: so a token does not depend on what else is
+in its microbatch.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import ctypes
 import mmap
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -25,8 +29,8 @@ PIECE = 16 << 20
 """Bytes; a larger weight is packed in pieces, each given back to the system as soon as it is packed."""
 # FBGEMM's operators have no successor on such CPUs yet; `has_fbgemm` sees when they have gone.
 warnings.filterwarnings("ignore", message="fbgemm_.* is deprecated")
-FBGEMM_ROWS = 3
-"""From so many rows on, FBGEMM computes a row the same way however many there are."""
+FBGEMM_ROWS = 120
+"""FBGEMM computes so many rows at a time."""
 
 
 class Kernel(Protocol):
@@ -113,6 +117,21 @@ def has_fbgemm() -> bool:
     return hasattr(torch, "fbgemm_pack_gemm_matrix_fp16") and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
+@cache
+def exact_rows() -> list[int]:
+    """For each number of rows the next one with which FBGEMM's product of a row is the one that most numbers give.
+
+    It divides the rows among kernels of one to six (or more) rows each, and those for one or two sum in another order.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 512, generator=generator) for rows in (FBGEMM_ROWS, 64))
+    packed, zeros = torch.fbgemm_pack_gemm_matrix_fp16(weight), torch.zeros(64)
+    multiply = torch.fbgemm_linear_fp16_weight_fp32_activation
+    whole = multiply(x, packed, zeros)
+    exact = [0, *(rows for rows in range(1, FBGEMM_ROWS + 1) if torch.equal(multiply(x[:rows], packed, zeros), whole[:rows]))]
+    return [next(rows for rows in exact if rows >= wanted) for wanted in range(FBGEMM_ROWS + 1)]
+
+
 def pack_fbgemm(weight: Tensor) -> Kernel:
     """Pack a (out, in) weight as float16 for FBGEMM, accumulated in float32.
 
@@ -127,9 +146,8 @@ def pack_fbgemm(weight: Tensor) -> Kernel:
     dtype = weight.dtype
 
     def kernel(x: Tensor, bias: Tensor | None) -> Tensor:
-        wide = x.float()
-        if len(wide) < FBGEMM_ROWS:
-            wide = pad(wide, (0, 0, 0, FBGEMM_ROWS - len(wide)))
+        last = len(x) % FBGEMM_ROWS
+        wide = pad(x.float(), (0, 0, 0, exact_rows()[last] - last))
         y = multiply(wide, packed, zeros)[: len(x)]
         return (y if bias is None else y + bias).to(dtype)
 
