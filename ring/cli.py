@@ -14,7 +14,10 @@ from rich.console import Console
 from ring import keyring
 from ring.bench.cli import app as bench
 from ring.sentences import errors, fail, sentences
+from ring.verify_cli import verify
 from weights_tools.cli import add_commands
+from weights_tools.fetch_cli import add_fetch
+from weights_tools.ringfile import parse_size, read_ring_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -48,23 +51,18 @@ def prove(config: PreTrainedConfig) -> None:
 
 
 add_commands(app, prove)
+add_fetch(app, prove)
+app.command()(verify)
 app.add_typer(keyring.app, name="keys")
 app.add_typer(bench, name="bench")
 
 
 def parse_bytes(text: str) -> int:
     """A size such as `4G`, `512M` or a number of bytes."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), 1
-    if number[-1:] in units:
-        unit, number = units[number[-1]], number[:-1]
     try:
-        size = int(float(number) * unit)
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise typer.BadParameter(f"'{text}' is not a size such as 4G or 512M")
-    return size
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 KvMemory = Annotated[
@@ -77,11 +75,25 @@ KvMemory = Annotated[
 
 @app.command()
 def node(
-    shard: Annotated[Path, typer.Argument(help="A stage's folder, as `ring split` made it.", show_default=False)],
+    shard: Annotated[Path | None, typer.Argument(help="A stage's folder, as `ring split` made it.", show_default=False)] = None,
     listen: Annotated[
-        str, typer.Option(metavar="ADDR", help="Where the node before this one sends, such as tcp://0.0.0.0:5600.")
-    ],
-    next: Annotated[str, typer.Option(metavar="ADDR", help="Where the next node listens; the last one's next is stage 0.")],
+        str | None,
+        typer.Option(metavar="ADDR", help="Where the node before this one sends, such as tcp://0.0.0.0:5600."),
+    ] = None,
+    next: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Where the next node listens; the last one's next is stage 0.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Take all this from a ring.toml, with --name; see docs/deploy.md.", show_default=False
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Which of the ring.toml's machines this is.", show_default=False)] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help="Where others reach this node, as a spare must say if it listens at 0.0.0.0."),
+    ] = None,
     clients: Annotated[str, typer.Option(metavar="ADDR", help="Stage 0 only: where clients are served.")] = DEFAULT_HEAD,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     kv_memory: KvMemory = None,
@@ -115,14 +127,20 @@ def node(
 
     SIGTERM lets stage 0 finish its streams first; a later stage stops at once, and the ring turns to its spare or waits.
     """
+    if config is None and (shard is None or listen is None or next is None):
+        raise typer.BadParameter("give a shard, --listen and --next; or --config and --name")
+    if config is not None and (name is None or listen or next):
+        raise typer.BadParameter("with --config, give --name, and neither --listen nor --next")
     with sentences():
         from ring.head.requests import Limits
         from ring.start import NodeOptions, run_node
 
+        limits = Limits(token_budget, max_running, max_waiting, recovery_timeout, speculate)
         options = NodeOptions(
-            shard=shard,
-            listen=listen,
-            next=next,
+            shard=shard or Path(),
+            listen=listen or "",
+            next=next or "",
+            advertise=advertise,
             clients=clients,
             threads=threads,
             kv_memory=kv_memory,
@@ -133,8 +151,12 @@ def node(
             keys=keys,
             insecure=insecure,
             watchdog=watchdog,
-            limits=Limits(token_budget, max_running, max_waiting, recovery_timeout, speculate),
+            limits=limits,
         )
+        if config is not None:
+            from ring.config import configure
+
+            options = configure(options, read_ring_file(config), name or "")
         run_node(options, lambda line: print(line, flush=True))
 
 

@@ -42,11 +42,13 @@ CLIENT_QUEUE = 10_000
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
     """What `ring node` is told. `kv_memory` is in bytes; None takes half of the memory that is free after loading.
-    `keys` is a folder, see `ring.wire.keys`; `watchdog` is in seconds."""
+    `keys` is a folder, see `ring.wire.keys`; `watchdog` is in seconds. `advertise` is where others reach what listens at
+    `listen`, if that is another address."""
 
     shard: Path
     listen: str
     next: str
+    advertise: str | None = None
     clients: str = DEFAULT_HEAD
     threads: int | None = None
     kv_memory: int | None = None
@@ -220,7 +222,7 @@ def _load(options: NodeOptions, say: Callable[[str], None]) -> tuple[StageModel,
     memory = psutil.virtual_memory().available // 2 if options.kv_memory is None else options.kv_memory
     if memory < token_bytes:
         raise StartError(f"--kv-memory of {memory} bytes holds no token; one takes {token_bytes} bytes on this stage")
-    info = describe(manifest, options.listen, memory // token_bytes, token_bytes)
+    info = describe(manifest, options.advertise or options.listen, memory // token_bytes, token_bytes)
     say(
         f"stage {info.stage} of {info.stages} is ready: {manifest.name}, layers {info.first_layer}-{info.end_layer - 1}, "
         f"{info.dtype}, {info.shard_bytes / 1e6:.1f} MB, room for {info.kv_tokens} tokens; "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from weights_tools.tensorfile import CheckpointError as CheckpointError  # this module speaks of nothing else
 from weights_tools.tensorfile import StoredTensor, read_header
 
+Tensors = dict[str, StoredTensor]
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 UNWANTED = ["*/*", "consolidated*", "*.bin.index.json"]
 COMPUTES_IN = ("float32", "bfloat16", "float16")
 SAMPLE = 64
+SAMPLES = 2048
+AT_ONCE = 16
 
 
 def resolve(name: str) -> Path:
@@ -66,24 +71,30 @@ class Checkpoint:
     `folder` is where it lies, `name` what people call it, `config` the model's, `tensors` its tensors by name, `dtype`
     the name of the dtype that most of its bytes have.
 
+    Args:
+        folder: where config.json and the tokenizer lie, and the tensors too unless they are given.
+        tensors: the tensors, if they lie elsewhere.
+        where: what to call it in errors; the folder, if not given.
+
     Raises:
         CheckpointError: no checkpoint, an incomplete one, or one in a form that cannot be served.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tensors: Tensors | None = None, where: str | None = None) -> None:
         self.folder = folder
-        self.name = model_name(folder)
+        self.where = where or str(folder)
+        self.name = model_name(folder) if where is None else where.rpartition("/")[2]
         self.raw_config = read_json(folder / "config.json")
         if "quantization_config" in self.raw_config:
-            raise CheckpointError(f"{folder} is quantized, which a ring cannot serve; use the unquantized checkpoint")
-        self.config = load_config(folder)
-        self.tensors = find_tensors(folder)
+            raise CheckpointError(f"{self.where} is quantized, which a ring cannot serve; use the unquantized checkpoint")
+        self.config = load_config(folder, self.where)
+        self.tensors = find_tensors(folder) if tensors is None else tensors
         sizes: Counter[str] = Counter()
         for tensor in self.tensors.values():
             if getattr(torch, tensor.dtype).is_floating_point:
                 sizes[tensor.dtype] += tensor.bytes
         if not sizes:
-            raise CheckpointError(f"{folder} holds no weights")
+            raise CheckpointError(f"{self.where} holds no weights")
         self.dtype = sizes.most_common(1)[0][0]
 
 
@@ -97,7 +108,7 @@ def choose_dtype(checkpoint: Checkpoint, dtype: str | None) -> str:
         raise CheckpointError(f"'{dtype}' is no dtype to serve in; choose float32, bfloat16 or float16")
     if dtype is None and checkpoint.dtype not in COMPUTES_IN:
         raise CheckpointError(
-            f"{checkpoint.folder} is stored as {checkpoint.dtype}; choose what to serve it in with --dtype, such as bfloat16"
+            f"{checkpoint.where} is stored as {checkpoint.dtype}; choose what to serve it in with --dtype, such as bfloat16"
         )
     return dtype or checkpoint.dtype
 
@@ -105,10 +116,10 @@ def choose_dtype(checkpoint: Checkpoint, dtype: str | None) -> str:
 def fingerprint(checkpoint: Checkpoint, dtype: str | None = None) -> str:
     """A name for the weights as served in `dtype` (default: the checkpoint's own): 32 hex digits.
 
-    It is a sha256 over the config, the dtype, and every tensor's name, dtype, shape and 64 bytes from the middle of its
-    data. So it is known in milliseconds, before anything is split, whatever the size; two finetunes of one base differ,
-    as training moves every matrix; how the checkpoint is divided into files does not matter; and whoever can fetch a
-    few bytes of a remote file can compute it without the rest.
+    It is a sha256 over the config, the dtype, every tensor's name, dtype and shape, and 64 bytes from the middle of its
+    data (of more than 2048 tensors, of every second, third, …). So it is known in milliseconds, before anything is split,
+    whatever the size; two finetunes of one base differ, as training moves every matrix; how the checkpoint is divided
+    into files does not matter; and whoever can fetch a few bytes of a remote file can compute it without the rest.
 
     Raises:
         CheckpointError: a file that cannot be read, or a dtype that cannot be served.
@@ -116,32 +127,33 @@ def fingerprint(checkpoint: Checkpoint, dtype: str | None = None) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(checkpoint.raw_config, sort_keys=True).encode())
     digest.update(choose_dtype(checkpoint, dtype).encode())
-    samples: dict[str, bytes] = {}
-    for path in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be opened ({error.strerror})") from None
-        try:
-            for name, tensor in checkpoint.tensors.items():
-                if tensor.file == path:
-                    size = min(SAMPLE, tensor.bytes)
-                    samples[name] = os.pread(file, size, tensor.offset + (tensor.bytes - size) // 2)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-        finally:
-            os.close(file)
-    for name, tensor in sorted(checkpoint.tensors.items()):
+    names = sorted(checkpoint.tensors)
+    sampled = names[:: math.ceil(len(names) / SAMPLES)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        samples = dict(zip(sampled, pool.map(sample, [checkpoint.tensors[name] for name in sampled]), strict=True))
+    for name in names:
+        tensor = checkpoint.tensors[name]
         digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
-        digest.update(samples[name])
+        digest.update(samples.get(name, b""))
     return digest.hexdigest()[:32]
 
 
+def sample(tensor: StoredTensor) -> bytes:
+    """A few bytes from a tensor's middle."""
+    middle = bytearray(min(SAMPLE, tensor.bytes))
+    with tensor.file.stream(tensor.offset + (tensor.bytes - len(middle)) // 2, len(middle)) as fill:
+        fill(memoryview(middle))
+    return bytes(middle)
+
+
 def model_name(folder: Path) -> str:
-    """A folder's name; for one in the Hub's cache (`models--Qwen--Qwen2-7B/snapshots/…`) the repository's."""
+    """A folder's name; for one in the Hub's cache (`models--Qwen--Qwen2-7B/snapshots/…`) the repository's, `Qwen2-7B`.
+
+    Without the owner, so that a model has the same name, and its shards the same bytes, whichever way it came here.
+    """
     folder = folder.resolve()
     if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return folder.parent.parent.name.rpartition("--")[2]
     return folder.name
 
 
@@ -164,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_config(folder: Path) -> PreTrainedConfig:
+def load_config(folder: Path, where: str | None = None) -> PreTrainedConfig:
     """The model's config, without ever running code that comes with it.
 
     Raises:
@@ -173,13 +185,15 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a config may be wrong in any way; the user needs the sentence
-        raise CheckpointError(f"{folder}/config.json is no config that transformers knows: {summarize(error)}") from None
+        raise CheckpointError(
+            f"{where or folder}/config.json is no config that transformers knows: {summarize(error)}"
+        ) from None
     if not isinstance(getattr(config, "num_hidden_layers", None), int):
-        raise CheckpointError(f"{folder}/config.json does not say how many layers the model has (num_hidden_layers)")
+        raise CheckpointError(f"{where or folder}/config.json does not say how many layers the model has (num_hidden_layers)")
     return config
 
 
-def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+def find_tensors(folder: Path) -> Tensors:
     """Every tensor of a checkpoint, from its one file or from all that its index names.
 
     Raises:
@@ -189,22 +203,42 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         return read_header(folder / SINGLE)
     if not (folder / INDEX).exists():
         raise CheckpointError(explain_absence(folder))
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(is_plain_name(file) for file in weight_map.values()):
-        raise CheckpointError(f"{folder / INDEX} does not say which file each tensor is in; download it again")
-    tensors: dict[str, StoredTensor] = {}
-    for file in sorted(set(weight_map.values())):
+    weight_map = read_weight_map(folder / INDEX)
+    files = sorted(set(weight_map.values()))
+    for file in files:
         if not (folder / file).exists():
             raise CheckpointError(f"{folder} lacks {file}, which its index names; download it again")
-        for name, tensor in read_header(folder / file).items():
+    return join(weight_map, [read_header(folder / file) for file in files], str(folder))
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Which file each tensor is in, as an index says.
+
+    Raises:
+        CheckpointError: no such file, or no index.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(is_plain_name(file) for file in weight_map.values()):
+        raise CheckpointError(f"{path} does not say which file each tensor is in; download it again")
+    return weight_map
+
+
+def join(weight_map: dict[str, str], files: list[Tensors], where: str) -> Tensors:
+    """The tensors of all files as one.
+
+    Raises:
+        CheckpointError: a tensor twice, or not in the file that the index names.
+    """
+    tensors: Tensors = {}
+    for held in files:
+        for name, tensor in held.items():
             if name in tensors:
-                raise CheckpointError(
-                    f"'{name}' is in both {tensors[name].file.name} and {file} of {folder}; download it again"
-                )
+                both = f"{tensors[name].file.name} and {tensor.file.name}"
+                raise CheckpointError(f"'{name}' is in both {both} of {where}; download it again")
             tensors[name] = tensor
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(f"{folder / file} lacks '{name}', which the index says it holds; download it again")
+            raise CheckpointError(f"{where}/{file} lacks '{name}', which the index says it holds; download it again")
     return tensors
 
 

@@ -130,14 +130,17 @@ def split_table(manifests: list[Manifest], out: Path) -> Table:
     return table
 
 
-def manifest_table(manifest: Manifest) -> Table:
-    """A shard's tensors, under a title that says whose they are."""
-    m = manifest
-    title = (
+def manifest_line(m: Manifest) -> str:
+    """Whose shard it is, in one line."""
+    return (
         f"{m.name} ({m.model_type}) · stage {m.stage} of {m.stages} · layers {m.first_layer}-{m.end_layer - 1} of {m.layers} · "
         f"{m.dtype} · {m.bytes / 1e6:,.1f} MB · fingerprint {m.fingerprint}"
     )
-    table = Table(title=title, title_justify="left")
+
+
+def manifest_table(m: Manifest) -> Table:
+    """A shard's tensors, under a title that says whose they are."""
+    table = Table(title=manifest_line(m), title_justify="left")
     for column in ("tensor", "shape", "dtype", "bytes", "sha256"):
         table.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
     for name, entry in m.tensors.items():

@@ -12,26 +12,37 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist
 
 from weights_tools.sources import Parameter, Source
-from weights_tools.tensorfile import CheckpointError, StoredTensor, as_bytes, opened, read_into, read_tensor
+from weights_tools.tensorfile import CheckpointError, StoredTensor, as_bytes, read_tensor
 
 PIECE = 1 << 20  # small enough to be read, hashed and written while it is in a core's own cache
 
 Stored = dict[str, StoredTensor]
 
 
-def pieces(parameter: Parameter, stored: Stored, frame: PreTrainedModel) -> Iterator[memoryview]:
+def pieces(parameter: Parameter, stored: Stored, frame: PreTrainedModel, start: int = 0) -> Iterator[memoryview]:
     """A parameter's bytes as a shard holds them, in order. A piece is valid until the next is asked for.
+
+    Args:
+        parameter: what to make.
+        stored: the checkpoint's tensors.
+        frame: the model, as a converter wants to see it.
+        start: leave out so many bytes (whole elements), and read as little for them as can be.
 
     Raises:
         CheckpointError: a file became shorter, or the tensors do not make the parameter.
     """
+    if start >= parameter.bytes:
+        return
     if parameter.converter is not None:
-        for group in groups(parameter):
-            yield from cut(convert(parameter, group, stored, frame).to(parameter.dtype))
+        parts = groups(parameter)
+        size = parameter.bytes // len(parts)
+        for group in parts[start // size :]:
+            yield from cut(convert(parameter, group, stored, frame).to(parameter.dtype), start % size)
+            start = 0
     elif parameter.transposed:
-        yield from transpose(read_tensor(stored[parameter.sources[0].name]), parameter.dtype)
+        yield from without(start, transpose(read_tensor(stored[parameter.sources[0].name]), parameter.dtype))
     else:
-        yield from copied(stored[parameter.sources[0].name], parameter.dtype)
+        yield from copied(stored[parameter.sources[0].name], parameter.dtype, start)
 
 
 def held(parameter: Parameter, stored: Stored) -> int:
@@ -41,15 +52,16 @@ def held(parameter: Parameter, stored: Stored) -> int:
     return stored[parameter.sources[0].name].bytes if parameter.transposed else 0
 
 
-def copied(stored: StoredTensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    """A tensor as it is stored, or in another dtype."""
+def copied(stored: StoredTensor, dtype: torch.dtype, start: int = 0) -> Iterator[memoryview]:
+    """A tensor as it is stored, or in another dtype, without the first `start` bytes of the result."""
     source: torch.dtype = getattr(torch, stored.dtype)
     buffer = torch.empty(PIECE, dtype=torch.uint8)
     view = as_bytes(buffer)
-    with opened(stored) as fd:
-        for start in range(0, stored.bytes, PIECE):
-            size = min(PIECE, stored.bytes - start)
-            read_into(fd, view[:size], stored, start)
+    first = start // dtype.itemsize * source.itemsize
+    with stored.stream(first) as fill:
+        for at in range(first, stored.bytes, PIECE):
+            size = min(PIECE, stored.bytes - at)
+            fill(view[:size])
             yield view[:size] if source == dtype else as_bytes(buffer[:size].view(source).to(dtype))
 
 
@@ -62,9 +74,17 @@ def transpose(whole: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
         yield from cut(whole[:, first : first + strip].contiguous().to(dtype).t().contiguous())
 
 
-def cut(tensor: Tensor) -> Iterator[memoryview]:
-    """A tensor's bytes in pieces."""
-    view = as_bytes(tensor.contiguous())
+def without(size: int, made: Iterator[memoryview]) -> Iterator[memoryview]:
+    """What comes after the first `size` bytes."""
+    for piece in made:
+        if size < len(piece):
+            yield piece[size:]
+        size = max(0, size - len(piece))
+
+
+def cut(tensor: Tensor, first: int = 0) -> Iterator[memoryview]:
+    """A tensor's bytes in pieces, from `first` on."""
+    view = as_bytes(tensor.contiguous())[first:]
     for start in range(0, len(view), PIECE):
         yield view[start : start + PIECE]
 

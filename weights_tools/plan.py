@@ -46,36 +46,28 @@ class Model:
         self._after = head_modules(random_model(shrink(checkpoint.config)))
         self.parameters = find_sources(self.frame, checkpoint)
         self.tied: dict[str, str] = dict(getattr(self.frame, "all_tied_weights_keys", None) or {})
-        self._tie()
+        self._find_tied()
         names = list(self.frame.state_dict())
         if missing := [name for name in names if name not in self.parameters and name not in self.tied]:
             share = f"{len(missing)} of {len(names)} parameters"
-            raise CheckpointError(f"{checkpoint.folder} lacks '{missing[0]}' ({share}); download it again")
+            raise CheckpointError(f"{checkpoint.where} lacks '{missing[0]}' ({share}); download it again")
 
-    def _tie(self) -> None:
-        """Settle which parameters are one, as `from_pretrained` does.
-
-        A tie that the checkpoint contradicts, holding both with different values, is none; and if it holds one of the
-        two, then that is the value of both, whichever it is.
-        """
-        for target, source in list(self.tied.items()):
+    def _find_tied(self) -> None:
+        """If the checkpoint holds one of two tied parameters, then that is the value of both, whichever it is."""
+        for target, source in self.tied.items():
             if source not in self.parameters:
                 stored = [name for name, other in self.tied.items() if other == source and name in self.parameters]
-                if not stored:
-                    continue
-                self.parameters[source] = replace(self.parameters[stored[0]], name=source)
-            if target in self.parameters:
-                if self._same(target, source):
-                    del self.parameters[target]
-                else:
-                    del self.tied[target]
+                if stored:
+                    self.parameters[source] = replace(self.parameters[stored[0]], name=source)
+            if target in self.parameters and self.parameters[target].sources == self.parameters[source].sources:
+                del self.parameters[target]
 
     def _same(self, name: str, other: str) -> bool:
         """Whether two parameters are stored as the same bytes; read in pieces, as they may be large."""
         one, two = self.parameters[name], self.parameters[other]
         if one.shape != two.shape or one.dtype != two.dtype:
             return False
-        return one.sources == two.sources or self._digest(one) == self._digest(two)
+        return self._digest(one) == self._digest(two)
 
     def _digest(self, parameter: Parameter) -> bytes:
         digest = hashlib.sha256()
@@ -92,24 +84,36 @@ class Model:
 
     def plan(self, ranges: Ranges) -> list[StagePlan]:
         """What each shard holds, when cut into these ranges."""
-        plans = [StagePlan(first, end, {}, {}) for first, end in ranges]
+        return [self.plan_stage(ranges, stage) for stage in range(len(ranges))]
+
+    def plan_stage(self, ranges: Ranges, stage: int) -> StagePlan:
+        """What one shard holds, when the model is cut into these ranges.
+
+        A tie that the checkpoint contradicts, holding both with different values, is none, as in `from_pretrained`. That
+        matters only where both are on one stage, so only there are the two compared: it means to read them.
+        """
+        first, end = ranges[stage]
+        plan = StagePlan(first, end, {}, {})
         for name, parameter in self.parameters.items():
-            stage = self.stage_of(name, ranges)
-            plans[stage].stored[rename_layer(name, self.layers_path, ranges[stage][0])] = parameter
+            if self.stage_of(name, ranges) == stage:
+                plan.stored[rename_layer(name, self.layers_path, first)] = parameter
         for target, source in self.tied.items():
-            stage = self.stage_of(target, ranges)
-            local = rename_layer(target, self.layers_path, ranges[stage][0])
-            if stage == self.stage_of(source, ranges):
-                plans[stage].tied[local] = rename_layer(source, self.layers_path, ranges[stage][0])
-            else:
-                plans[stage].stored[local] = self.parameters[source]
-        return plans
+            if self.stage_of(target, ranges) != stage:
+                continue
+            local = rename_layer(target, self.layers_path, first)
+            together = self.stage_of(source, ranges) == stage
+            if together and (target not in self.parameters or self._same(target, source)):
+                plan.stored.pop(local, None)
+                plan.tied[local] = rename_layer(source, self.layers_path, first)
+            elif target not in self.parameters:
+                plan.stored[local] = self.parameters[source]
+        return plan
 
     def costs(self) -> tuple[list[int], int, int]:
         """Bytes of each layer, of what follows the last one, and of what precedes the first."""
         layers, head, embedding = [0] * self.layers, 0, 0
-        for name in [*self.parameters, *self.tied]:
-            size = self.parameters[self.tied.get(name, name)].bytes
+        for name in {**self.parameters, **self.tied}:
+            size = self.parameters[name if name in self.parameters else self.tied[name]].bytes
             layer = layer_of(name, self.layers_path)
             if layer is not None:
                 layers[layer] += size

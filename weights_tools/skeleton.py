@@ -96,6 +96,18 @@ def cut_config(config: Any, count: int, start: int, end: int) -> None:
     config.num_hidden_layers = end - start
 
 
+def rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Compute the buffers that no checkpoint holds (rope frequencies) from the config, by transformers itself."""
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # weights stay as they are
+    for module in model.modules():
+        meta = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name, buffer in meta:
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+        if meta:
+            model._init_weights(module)
+
+
 def layer_of(name: str, layers_path: str) -> int | None:
     """The layer that a parameter belongs to, or None for one outside the layers."""
     prefix = layers_path + "."

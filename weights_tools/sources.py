@@ -94,7 +94,7 @@ def check_shape(parameter: Parameter, checkpoint: Checkpoint) -> None:
     if stored != parameter.shape:
         raise CheckpointError(
             f"'{source}' has shape {stored} where the config asks for {parameter.shape}; "
-            f"config.json and weights of {checkpoint.folder} do not belong together"
+            f"config.json and weights of {checkpoint.where} do not belong together"
         )
 
 

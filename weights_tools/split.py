@@ -6,7 +6,7 @@ import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -71,13 +71,20 @@ def split(
                 raise SplitError(f"{out} has {free / 1e9:.1f} GB of free space, the shards need {size / 1e9:.1f} GB")
             copy_text_side(checkpoint.folder, work / "stage-0")
             return [
-                write_shard(work / f"stage-{stage}", model, plan, describe(model, plans, stage, name, dtype), progress)
+                write_shard(
+                    work / f"stage-{stage}", model, plan, describe(model, plan, stage, len(plans), name, dtype), progress
+                )
                 for stage, plan in enumerate(plans)
             ]
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SplitError(f"the disk of {out} is full; the shards need {size / 1e9:.1f} GB") from None
-        raise SplitError(f"{out} cannot be written: {error.strerror or error}") from None
+        raise explain(error, out, size) from None
+
+
+def explain(error: OSError, out: Path, size: int) -> SplitError:
+    """What it means that the disk refused shards of `size` bytes."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SplitError(f"the disk of {out} is full; the shards need {size / 1e9:.1f} GB")
+    return SplitError(f"{out} cannot be written: {error.strerror or error}")
 
 
 def choose_ranges(model: Model, stages: int | None, layers: str | None) -> Ranges:
@@ -91,16 +98,15 @@ def choose_ranges(model: Model, stages: int | None, layers: str | None) -> Range
     return balance(costs, stages or 1, head, embedding)
 
 
-def describe(model: Model, plans: list[StagePlan], stage: int, name: str, dtype: str) -> Manifest:
+def describe(model: Model, plan: StagePlan, stage: int, stages: int, name: str, dtype: str) -> Manifest:
     """A stage's manifest, before its tensors are known."""
-    plan = plans[stage]
     return Manifest(
         format=FORMAT,
         fingerprint=name,
         model_type=model.checkpoint.config.model_type,
         name=model.checkpoint.name,
         stage=stage,
-        stages=len(plans),
+        stages=stages,
         first_layer=plan.first_layer,
         end_layer=plan.end_layer,
         layers=model.layers,
@@ -112,12 +118,12 @@ def describe(model: Model, plans: list[StagePlan], stage: int, name: str, dtype:
 
 
 def write_shard(
-    folder: Path, model: Model, plan: StagePlan, manifest: Manifest, progress: Callable[[int], None] | None
+    folder: Path, model: Model, plan: StagePlan, manifest: Manifest, progress: Callable[[int], None] | None, **how: Any
 ) -> Manifest:
-    """Write one stage's folder, its manifest last; returns the manifest with the tensors in it."""
+    """Write one stage's folder, its manifest last; returns the manifest with the tensors in it. `how`: see `write_tensors`."""
     folder.mkdir(exist_ok=True)
     shutil.copyfile(model.checkpoint.folder / "config.json", folder / "config.json")
-    tensors = write_tensors(folder / WEIGHTS, model, plan, progress or (lambda _: None))
+    tensors = write_tensors(folder / WEIGHTS, model, plan, progress or (lambda _: None), **how)
     manifest = msgspec.structs.replace(manifest, tensors=tensors)
     write_manifest(folder, manifest)
     return manifest
@@ -128,7 +134,7 @@ def copy_text_side(source: Path, folder: Path) -> None:
 
     The tokenizer is stored anew by transformers, so that `tokenizer.json` is there whatever format it came in.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     if any((source / name).is_file() for name in TOKENIZER_FILES):
         from transformers import AutoTokenizer
 

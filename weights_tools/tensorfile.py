@@ -1,14 +1,14 @@
-"""The safetensors file: where each tensor lies, and how its bytes are read."""
+"""The safetensors file: where each tensor lies, and how its bytes are read, from a disk or from elsewhere."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 import torch
@@ -36,15 +36,69 @@ class HeaderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
+Fill = Callable[[memoryview], None]
+"""Fills a piece of memory with the bytes that come next."""
+
+
+class TensorFile(Protocol):
+    """A safetensors file. `stream` gives what fills memory with `size` bytes from `offset` on, in order, and raises
+    CheckpointError for whatever goes wrong."""
+
+    @property
+    def name(self) -> str:
+        """Its name within the checkpoint."""
+
+    def stream(self, offset: int, size: int) -> AbstractContextManager[Fill]:
+        """Bytes `offset` to `offset + size - 1`."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on this machine's disk."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Without its folder."""
+        return self.path.name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @contextmanager
+    def stream(self, offset: int, size: int) -> Iterator[Fill]:
+        """Read and not mapped, as mapped pages would count as memory in use."""
+        at = offset
+
+        def fill(view: memoryview) -> None:
+            nonlocal at
+            while view:
+                read = os.preadv(file.fileno(), [view], at)
+                if read == 0:
+                    raise damaged(f"{self.path} became shorter while it was read")
+                at, view = at + read, view[read:]
+
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                yield fill
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read ({error.strerror})") from None
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a safetensors file: `bytes` bytes from `offset` on, row-major; `dtype` is a torch name."""
 
-    file: Path
+    file: TensorFile
     offset: int
     bytes: int
     dtype: str
     shape: tuple[int, ...]
+
+    def stream(self, start: int = 0) -> AbstractContextManager[Fill]:
+        """Its bytes from `start` on."""
+        return self.file.stream(self.offset + start, self.bytes - start)
 
 
 def damaged(what: str) -> CheckpointError:
@@ -61,39 +115,58 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or (length <= MAX_HEADER and length > size - 8):
-                raise damaged(f"{path} is truncated: it ends inside its header")
-            if length > MAX_HEADER:
-                raise damaged(f"{path} is no safetensors file")
+            length = header_length(path, file.read(8), size)
             raw = file.read(length)
     except OSError as error:
         raise damaged(f"{path} cannot be opened ({error.strerror})") from None
+    return parse_header(LocalFile(path), raw, size)
+
+
+def header_length(file: object, start: bytes, size: int) -> int:
+    """How long the header is, from the first eight bytes of a file of `size` bytes.
+
+    Raises:
+        CheckpointError: no safetensors file, or one that ends within its header.
+    """
+    length = int.from_bytes(start, "little")
+    if size < 8 or (length <= MAX_HEADER and length > size - 8):
+        raise damaged(f"{file} is truncated: it ends inside its header")
+    if length > MAX_HEADER:
+        raise damaged(f"{file} is no safetensors file")
+    return length
+
+
+def parse_header(file: TensorFile, raw: bytes, size: int) -> dict[str, StoredTensor]:
+    """Every tensor that the header `raw` of a file of `size` bytes names.
+
+    Raises:
+        CheckpointError: a header that contradicts itself or the file's size.
+    """
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         header = {name: msgspec.json.decode(entry, type=HeaderEntry) for name, entry in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise damaged(f"{path} is no safetensors file ({error})") from None
-    return locate(path, header, 8 + length, size)
+        raise damaged(f"{file} is no safetensors file ({error})") from None
+    return locate(file, header, 8 + len(raw), size)
 
 
-def locate(path: Path, header: dict[str, HeaderEntry], data_start: int, size: int) -> dict[str, StoredTensor]:
+def locate(file: TensorFile, header: dict[str, HeaderEntry], data_start: int, size: int) -> dict[str, StoredTensor]:
     """Turn header entries into places in the file; they must cover its data from first to last byte, without overlap."""
     tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):
         dtype = DTYPES.get(entry.dtype)
         if dtype is None:
-            raise damaged(f"{path} stores '{name}' as {entry.dtype}, which cannot be read")
+            raise damaged(f"{file} stores '{name}' as {entry.dtype}, which cannot be read")
         start, stop = entry.data_offsets
         if start != end or stop - start != math.prod(entry.shape) * getattr(torch, dtype).itemsize:
-            raise damaged(f"{path} has a header that contradicts itself at '{name}'")
+            raise damaged(f"{file} has a header that contradicts itself at '{name}'")
         if data_start + stop > size:
-            raise damaged(f"{path} is truncated: it ends before or inside '{name}'")
-        tensors[name] = StoredTensor(path, data_start + start, stop - start, dtype, tuple(entry.shape))
+            raise damaged(f"{file} is truncated: it ends before or inside '{name}'")
+        tensors[name] = StoredTensor(file, data_start + start, stop - start, dtype, tuple(entry.shape))
         end = stop
     if data_start + end != size:
-        raise damaged(f"{path} has {size - data_start - end} bytes after its last tensor")
+        raise damaged(f"{file} has {size - data_start - end} bytes after its last tensor")
     return tensors
 
 
@@ -104,29 +177,9 @@ def read_tensor(stored: StoredTensor) -> Tensor:
         CheckpointError: the file cannot be read, or has become shorter.
     """
     tensor = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype))
-    with opened(stored) as fd:
-        read_into(fd, as_bytes(tensor), stored, 0)
+    with stored.stream() as fill:
+        fill(as_bytes(tensor))
     return tensor
-
-
-@contextmanager
-def opened(stored: StoredTensor) -> Iterator[int]:
-    """A tensor's file, for reading; CheckpointError for whatever goes wrong with it."""
-    try:
-        with stored.file.open("rb", buffering=0) as file:
-            yield file.fileno()
-    except OSError as error:
-        raise CheckpointError(f"{stored.file} cannot be read ({error.strerror})") from None
-
-
-def read_into(fd: int, view: memoryview, stored: StoredTensor, start: int) -> None:
-    """Fill `view` from byte `start` of a tensor; read and not mapped, as mapped pages would count as memory in use."""
-    done = 0
-    while done < len(view):
-        read = os.preadv(fd, [view[done:]], stored.offset + start + done)
-        if read == 0:
-            raise CheckpointError(f"{stored.file} became shorter while it was read; download it again")
-        done += read
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weights_tools.shard import WEIGHTS, Manifest, ShardError, read_manifest
-from weights_tools.tensorfile import CheckpointError, StoredTensor, as_bytes, opened, read_header, read_into
+from weights_tools.tensorfile import CheckpointError, StoredTensor, as_bytes, read_header
 
 CHUNK = 1 << 20
 
@@ -81,10 +81,10 @@ def read_pieces(stored: StoredTensor, memory: memoryview, progress: Progress) ->
     """Read a tensor piece by piece, into memory for all of it or, over and over, into that of one piece."""
     whole = len(memory) == stored.bytes
     try:
-        with opened(stored) as fd:
+        with stored.stream() as fill:
             for start in range(0, stored.bytes, CHUNK):
                 at, size = start if whole else 0, min(CHUNK, stored.bytes - start)
-                read_into(fd, memory[at : at + size], stored, start)
+                fill(memory[at : at + size])
                 yield memory[at : at + size]
                 progress(size)
     except CheckpointError as error:

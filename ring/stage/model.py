@@ -17,7 +17,7 @@ from ring.stage.kv import KVCache
 from ring.stage.linear import Kernel, PackedLinear, choose_pack
 from ring.wire.messages import Run
 from weights_tools.shard import Manifest, ShardError
-from weights_tools.skeleton import build_frame, cut_layers, find_layers, linearize
+from weights_tools.skeleton import build_frame, cut_layers, find_layers, linearize, rebuild_buffers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPARE_SHARE, SPARE_BYTES = 0.1, 100 << 20
@@ -81,7 +81,6 @@ class StageModel:
             if pack is not None and shared.nbytes <= self.manifest.bytes * SPARE_SHARE + SPARE_BYTES:
                 pack_linear(self.model, target, pack, consume=False)
         for name, parameter in list(self.model.named_parameters()):
-            parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # for _rebuild_buffers: weights are as they are
             if parameter.is_meta:
                 if name.startswith(self.layers_path + "."):
                     raise ShardError(f"the shard of stage {self.manifest.stage} lacks '{name}'; split the checkpoint again")
@@ -89,7 +88,7 @@ class StageModel:
                 module = self.model.get_submodule(owner)
                 if not isinstance(module, Absent):
                     self.model.set_submodule(owner, Absent(isinstance(module, nn.Embedding)))
-        self._rebuild_buffers()
+        rebuild_buffers(self.model, self.device)
         for module in self.model.modules():
             if hasattr(module, "layer_idx"):
                 module.ring_cache = self.cache  # type: ignore[assignment]
@@ -101,15 +100,6 @@ class StageModel:
             layers[-1].register_forward_hook(self._leave)
         self.model.requires_grad_(False)
         fuse_activations(self.model)
-
-    def _rebuild_buffers(self) -> None:
-        """Buffers that no checkpoint holds (rope frequencies) are computed from the config, by transformers itself."""
-        for module in self.model.modules():
-            meta = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-            for name, buffer in meta:
-                module._buffers[name] = torch.empty_like(buffer, device=self.device)
-            if meta:
-                self.model._init_weights(module)
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:

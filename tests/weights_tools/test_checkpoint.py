@@ -141,11 +141,11 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_hub_cache_gives_the_repository_name(save: Save, tmp_path: Path) -> None:
+def test_hub_cache_gives_the_models_name(save: Save, tmp_path: Path) -> None:
     folder = tmp_path / "models--Qwen--Qwen2-7B" / "snapshots" / "abc"
     folder.parent.mkdir(parents=True)
     save().rename(folder)
-    assert Checkpoint(folder).name == "Qwen/Qwen2-7B"
+    assert Checkpoint(folder).name == "Qwen2-7B"
 
 
 def test_fingerprint(save: Save) -> None:
