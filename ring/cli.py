@@ -167,7 +167,7 @@ def up(
         typer.Argument(help="A checkpoint's folder or its name on the Hugging Face Hub.", show_default="the pocket model"),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="How many nodes to cut it over.")] = 3,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="as it is")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or int8.", show_default="as it is")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each node.", show_default="an even share")] = None,
     kv_memory: KvMemory = None,
     clients: Annotated[str, typer.Option(metavar="ADDR", help="Where the head serves clients.")] = DEFAULT_HEAD,

@@ -15,7 +15,7 @@ from weights_tools.split import split
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "mistral"])
 def test_a_replay_changes_no_answer(tmp_path: Path, name: str, dtype: str, sampling: Sampling) -> None:
     make_checkpoint(tmp_path / "checkpoint", name)
