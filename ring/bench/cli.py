@@ -74,9 +74,13 @@ def compare(
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Measured pairs.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each node; transformers gets all of them.")] = 1,
+    llama_bench: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The folder of llama.cpp's programs, to compare with it too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """A ring against transformers' generate() on the same work, in turns: decode rates and ratios with their spread."""
+    """A ring against transformers' generate() on the same work, and llama.cpp where it is installed, in turns: decode
+    rates and ratios with their spread."""
     import msgspec
 
     with sentences():
@@ -85,7 +89,7 @@ def compare(
         from ring.bench.nodes import environment
 
         for each in dtype.split(","):
-            for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, [], say):
+            for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, llama_bench, say):
                 fields = asdict(result) | {"ratios": result.ratios, "environment": environment()}
                 print(msgspec.json.encode(fields).decode() if as_json else line(result), flush=True)
 
@@ -113,9 +117,9 @@ def pipeline(
                 t = throughput(count, step_ms, float(delay), new_tokens, say)
                 show(
                     t,
-                    f"{count} stages, {step_ms:g} ms a step, {delay} ms a link, {t.sequences} sequences: {t.tokens_per_s:.1f} "
-                    f"tok/s, efficiency {t.efficiency:.3f}; hop overhead p50 {t.hop_us_p50:.0f} µs; "
-                    f"idle CPU {t.idle_cpu:.2%} of a core",
+                    f"{count} stages, {t.slept_ms:.2f} ms a step, {delay} ms a link, {t.sequences} sequences: "
+                    f"{t.tokens_per_s:.1f} tok/s, efficiency {t.efficiency:.3f}; hop p50 {t.hop_us_p50:.0f} µs (a bare one "
+                    f"{t.bare_hop_us_p50:.0f} µs); idle CPU {t.idle_cpu:.2%} of a core",
                 )
             p = long_prompts(count, step_ms, prompt, say)
             show(
