@@ -102,7 +102,8 @@ def node(
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     verify: Annotated[bool, typer.Option(help="Check every tensor's checksum while loading.")] = True,
     token_budget: Annotated[
-        int, typer.Option(min=1, max=65536, help="Stage 0 only: most tokens in one microbatch; longer prompts go in chunks.")
+        int,
+        typer.Option(min=32, max=65536, help="Stage 0 only: most tokens of prompts in a microbatch; longer ones go in chunks."),
     ] = 128,
     max_running: Annotated[int, typer.Option(min=1, max=1024, help="Stage 0 only: most sequences at once.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=0, help="Stage 0 only: most requests waiting before 'busy'.")] = 256,
@@ -168,7 +169,7 @@ def up(
         typer.Argument(help="A checkpoint's folder or its name on the Hugging Face Hub.", show_default="the pocket model"),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="How many nodes to cut it over.")] = 3,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="as it is")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or int8.", show_default="as it is")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each node.", show_default="an even share")] = None,
     kv_memory: KvMemory = None,
     clients: Annotated[str, typer.Option(metavar="ADDR", help="Where the head serves clients.")] = DEFAULT_HEAD,

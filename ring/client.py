@@ -40,6 +40,7 @@ from ring.wire.keys import load_keys
 from ring.wire.messages import PROTOCOL
 from ring.wire.sockets import configure, is_exposed
 
+CLOSED = "this client is closed"
 CONNECT_TIMEOUT_S = 5.0
 RECOVERY_TIMEOUT_S = 60.0
 PROBE_S = 0.5
@@ -216,7 +217,7 @@ class RingClient:
         deadline = time.monotonic() + self.recovery_timeout
         while True:
             if self._socket is None:
-                raise NoHead("this client is closed")
+                raise NoHead(CLOSED)
             try:
                 await self._get_status(PROBE_S)
                 return
@@ -285,6 +286,8 @@ class RingClient:
 
     async def _ask(self, message: ClientMessage, maxsize: int = 0) -> AsyncGenerator[HeadMessage, None]:
         """Send a request; yields its replies."""
+        if self._socket is None:  # no answer would ever come
+            raise NoHead(CLOSED)
         replies: asyncio.Queue[HeadMessage | None] = asyncio.Queue(maxsize)
         self._replies[message.request] = replies
         try:

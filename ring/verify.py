@@ -15,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from ring.stage.load import load_stage
-from ring.stage.model import StageModel
+from ring.stage.model import DTYPES, StageModel
 from ring.wire.messages import Run, Sampling
 from weights_tools.checkpoint import Checkpoint, resolve
 from weights_tools.compare import Difference, Differs, check_ring, compare_shard, find_shards
 from weights_tools.convert import pieces
 from weights_tools.plan import Model
+from weights_tools.quantize import dequantize
 from weights_tools.shard import Manifest, read_manifest
 from weights_tools.skeleton import Unservable, build_frame, find_layers, layer_of, rebuild_buffers
 from weights_tools.tensorfile import as_bytes
 
 TOKENS = 32
-TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 5e-3}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 5e-3, "int8": 3e-2}
 """How far a layer's output may be from the reference's, as a share of its norm: what rounding does, several times over."""
 
 
@@ -112,7 +113,7 @@ def run_reference(model: Model, dtype: str, tokens: Tensor, progress: Callable[[
     Raises:
         Unservable: a model that takes weights from a module without running it.
     """
-    whole = build_frame(model.checkpoint.config, getattr(torch, dtype))
+    whole = build_frame(model.checkpoint.config, DTYPES[dtype])
     rebuild_buffers(whole, torch.device("cpu"))
     path, layers = find_layers(whole)
     states = States(len(layers))
@@ -166,6 +167,9 @@ def read_parameter(model: Model, name: str) -> Tensor:
     for piece in pieces(parameter, model.checkpoint.tensors, model.frame):
         memory[at : at + len(piece)] = piece
         at += len(piece)
+    if parameter.quantized:
+        weight, scale = dequantize(tensor)
+        tensor = (weight * scale[:, None]).to(model.frame.dtype)
     return tensor.t() if parameter.transposed else tensor
 
 
@@ -197,7 +201,7 @@ def run_shard(
     watch_layers(stage, states, check, progress)
     count = len(tokens)
     inputs = tokens if manifest.is_first else states.inputs[manifest.first_layer][0]
-    output = stage.forward(inputs, [Run(0, 0, count, count, Sampling())])
+    output = stage.forward(inputs, [Run(0, 0, count, count, Sampling(), prompt=count)])
     if manifest.is_last:
         check(None, output[-1:], states.logits[None])
     return reports

@@ -164,7 +164,7 @@ def test_right_weights_and_a_wrong_computation(tmp_path: Path, monkeypatch: pyte
     make_checkpoint(tmp_path / "checkpoint", "mistral")
     split(str(tmp_path / "checkpoint"), tmp_path / "shards", stages=3)
     mask = KVCache.mask
-    monkeypatch.setattr(KVCache, "mask", lambda self, run, first, window: mask(self, run, first, None))
+    monkeypatch.setattr(KVCache, "mask", lambda self, start, count, first, window: mask(self, start, count, first, None))
     report = verify_ring([tmp_path / "shards"], str(tmp_path / "checkpoint"))
     assert report.difference is not None
     assert report.difference.layer == 0 and "the output of layer 0" in report.difference.what

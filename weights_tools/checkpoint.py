@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 UNWANTED = ["*/*", "consolidated*", "*.bin.index.json"]
 COMPUTES_IN = ("float32", "bfloat16", "float16")
+SERVED_AS = (*COMPUTES_IN, "int8")
 SAMPLE = 64
 SAMPLES = 2048
 AT_ONCE = 16
@@ -104,8 +105,8 @@ def choose_dtype(checkpoint: Checkpoint, dtype: str | None) -> str:
     Raises:
         CheckpointError: one that a ring does not compute in.
     """
-    if dtype is not None and dtype not in COMPUTES_IN:
-        raise CheckpointError(f"'{dtype}' is no dtype to serve in; choose float32, bfloat16 or float16")
+    if dtype is not None and dtype not in SERVED_AS:
+        raise CheckpointError(f"'{dtype}' is no dtype to serve in; choose float32, bfloat16, float16 or int8")
     if dtype is None and checkpoint.dtype not in COMPUTES_IN:
         raise CheckpointError(
             f"{checkpoint.where} is stored as {checkpoint.dtype}; choose what to serve it in with --dtype, such as bfloat16"

@@ -30,6 +30,15 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
+
+
+StoreAs = Annotated[
+    Dtype | None,
+    typer.Option(
+        help="Store weights as this; with int8 those of linear layers, and the rest as bfloat16.", show_default="as they are"
+    ),
+]
 
 
 def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) -> None:
@@ -41,7 +50,7 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
         out: Annotated[Path, typer.Option(help="The folder for stage-0, stage-1, …")],
         stages: Annotated[int | None, typer.Option(min=1, help="Cut into so many stages of about the same cost.")] = None,
         layers: Annotated[str | None, typer.Option(help="Or cut just here, such as 0-3,4-11.")] = None,
-        dtype: Annotated[Dtype | None, typer.Option(help="Store weights as this.", show_default="as they are")] = None,
+        dtype: StoreAs = None,
         force: Annotated[bool, typer.Option("--force", help="Replace the shards that are there.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print the manifests as one JSON array.")] = False,
     ) -> None:

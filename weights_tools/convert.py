@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist
 
+from weights_tools.quantize import gather, quantize, unquantized
 from weights_tools.sources import Parameter, Source
 from weights_tools.tensorfile import CheckpointError, StoredTensor, as_bytes, read_tensor
 
@@ -33,7 +34,12 @@ def pieces(parameter: Parameter, stored: Stored, frame: PreTrainedModel, start: 
     """
     if start >= parameter.bytes:
         return
-    if parameter.converter is not None:
+    if parameter.quantized:
+        plain, row = unquantized(parameter), start // parameter.shape[1]
+        whole = pieces(plain, stored, frame, row * plain.shape[1] * plain.dtype.itemsize)
+        blocks = gather(whole, plain.shape[1], PIECE)
+        yield from without(start % parameter.shape[1], (as_bytes(quantize(rows)) for rows in blocks))
+    elif parameter.converter is not None:
         parts = groups(parameter)
         size = parameter.bytes // len(parts)
         for group in parts[start // size :]:

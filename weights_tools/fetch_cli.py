@@ -13,7 +13,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from weights_tools.cli import Dtype, errors, fail, manifest_line, progress_bar
+from weights_tools.cli import Dtype, StoreAs, errors, fail, manifest_line, progress_bar
 from weights_tools.ringfile import read_ring_file
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_fetch(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) -> No
         layers: Annotated[
             str | None, typer.Option(help="Or cut just here, such as 0-3,4-11; the same on all machines.")
         ] = None,
-        dtype: Annotated[Dtype | None, typer.Option(help="Store weights as this.", show_default="as they are")] = None,
+        dtype: StoreAs = None,
         revision: Annotated[str, typer.Option(help="A branch, tag or commit.")] = "main",
         config: Annotated[
             Path | None,

@@ -10,7 +10,8 @@ import torch
 from weights_tools.checkpoint import Checkpoint, CheckpointError
 from weights_tools.convert import pieces
 from weights_tools.partition import Ranges
-from weights_tools.skeleton import build_frame, find_layers, layer_of, rename_layer
+from weights_tools.quantize import quantized
+from weights_tools.skeleton import build_frame, find_layers, layer_of, linear_weights, rename_layer
 from weights_tools.sources import Parameter, find_sources
 from weights_tools.tiny import head_modules, random_model, shrink
 
@@ -40,7 +41,7 @@ class Model:
 
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         self.checkpoint = checkpoint
-        self.frame = build_frame(checkpoint.config, getattr(torch, dtype))
+        self.frame = build_frame(checkpoint.config, torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
         self.layers_path, layers = find_layers(self.frame)
         self.layers = len(layers)
         self._after = head_modules(random_model(shrink(checkpoint.config)))
@@ -51,6 +52,8 @@ class Model:
         if missing := [name for name in names if name not in self.parameters and name not in self.tied]:
             share = f"{len(missing)} of {len(names)} parameters"
             raise CheckpointError(f"{checkpoint.where} lacks '{missing[0]}' ({share}); download it again")
+        if dtype == "int8":
+            self._quantize()
 
     def _find_tied(self) -> None:
         """If the checkpoint holds one of two tied parameters, then that is the value of both, whichever it is."""
@@ -61,6 +64,15 @@ class Model:
                     self.parameters[source] = replace(self.parameters[stored[0]], name=source)
             if target in self.parameters and self.parameters[target].sources == self.parameters[source].sources:
                 del self.parameters[target]
+
+    def _quantize(self) -> None:
+        """Have the weights of linear layers stored as int8. A head that is tied to the embedding is one of them, and no
+        longer the same tensor; what an architecture keeps in float32 stays."""
+        for name in linear_weights(self.frame):
+            parameter = self.parameters.get(name) or self.parameters[self.tied[name]]
+            if name not in self.tied.values() and parameter.dtype == torch.bfloat16:
+                self.parameters[name] = quantized(parameter, name)
+                self.tied.pop(name, None)
 
     def _same(self, name: str, other: str) -> bool:
         """Whether two parameters are stored as the same bytes; read in pieces, as they may be large."""

@@ -43,7 +43,7 @@ class RingFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     model: str
     machines: list[Machine]
     revision: str = "main"
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
     clients: str = CLIENTS
     shards: Path = Path("shards")
     keys: Path | None = None

@@ -66,6 +66,11 @@ def linearize(model: nn.Module) -> set[str]:
     return transposed
 
 
+def linear_weights(model: nn.Module) -> list[str]:
+    """The names of the weights of linear layers."""
+    return [f"{path}.weight" for path, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)]
+
+
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The path and the list of the decoder layers.
 

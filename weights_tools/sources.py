@@ -28,7 +28,8 @@ class Parameter:
     """One tensor of the whole model and how to make it.
 
     With a `converter` (transformers' own, which merges experts and the like) all `sources` are handed to it; otherwise
-    there is one, stored as it is or `transposed`.
+    there is one, stored as it is or `transposed`. `quantized` to int8, each row has the four bytes of its float32 scale
+    at its end (see `quantize.py`).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Parameter:
     sources: list[Source] = field(default_factory=list)
     converter: WeightConverter | None = None
     transposed: bool = False
+    quantized: bool = False
 
     @property
     def bytes(self) -> int:

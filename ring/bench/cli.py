@@ -16,6 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 app = typer.Typer(no_args_is_help=True, help="Measure: rings on this machine, in what they compute and in what they cost.")
 notes = Console(stderr=True, highlight=False)
 
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 Numbers = Annotated[str, typer.Option(metavar="N,N")]
 
 
@@ -58,16 +65,22 @@ def numbers(text: str) -> list[int]:
 @app.command()
 def compare(
     shape: Annotated[str, typer.Option(help="gpt2, llama-1b, gpt2-tiny (random weights), or a checkpoint's folder.")] = "gpt2",
-    dtype: Annotated[str, typer.Option(help="One or more of float32, bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="One or more of float32, bfloat16, int8 (beside transformers in bfloat16).")
+    ] = "float32",
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of the ring.")] = 2,
     batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once.")] = "1,8,16",
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of every prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Measured pairs.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each node; transformers gets all of them.")] = 1,
+    llama_bench: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The folder of llama.cpp's programs, to compare with it too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """A ring against transformers' generate() on the same work, in turns: decode rates and ratios with their spread."""
+    """A ring against transformers' generate() on the same work, and llama.cpp where it is installed, in turns: decode
+    rates and ratios with their spread."""
     import msgspec
 
     with sentences():
@@ -76,7 +89,7 @@ def compare(
         from ring.bench.nodes import environment
 
         for each in dtype.split(","):
-            for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, [], say):
+            for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, llama_bench, say):
                 fields = asdict(result) | {"ratios": result.ratios, "environment": environment()}
                 print(msgspec.json.encode(fields).decode() if as_json else line(result), flush=True)
 
@@ -104,9 +117,9 @@ def pipeline(
                 t = throughput(count, step_ms, float(delay), new_tokens, say)
                 show(
                     t,
-                    f"{count} stages, {step_ms:g} ms a step, {delay} ms a link, {t.sequences} sequences: {t.tokens_per_s:.1f} "
-                    f"tok/s, efficiency {t.efficiency:.3f}; hop overhead p50 {t.hop_us_p50:.0f} µs; "
-                    f"idle CPU {t.idle_cpu:.2%} of a core",
+                    f"{count} stages, {t.slept_ms:.2f} ms a step, {delay} ms a link, {t.sequences} sequences: "
+                    f"{t.tokens_per_s:.1f} tok/s, efficiency {t.efficiency:.3f}; hop p50 {t.hop_us_p50:.0f} µs (a bare one "
+                    f"{t.bare_hop_us_p50:.0f} µs); idle CPU {t.idle_cpu:.2%} of a core",
                 )
             p = long_prompts(count, step_ms, prompt, say)
             show(
@@ -124,10 +137,35 @@ def pipeline(
 
 
 @app.command()
+def quality(
+    dtype: Annotated[str, typer.Option(metavar="DTYPE,DTYPE", help="Which to measure.")] = "float32,bfloat16,float16,int8",
+    tokens: Annotated[int, typer.Option(min=256, help="Tokens of held-out text.")] = 8192,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """What a dtype costs in quality: the pocket model on text that it was not trained on."""
+    import msgspec
+
+    with sentences():
+        from ring.bench.quality import WINDOW
+        from ring.bench.quality import quality as run
+
+        dtypes = dtype.split(",")
+        with Progress(*COLUMNS, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+            task = bar.add_task("windows", total=len(dtypes) * (tokens // WINDOW))
+            results = run(dtypes, tokens, lambda count: bar.advance(task, count))
+        for q in results:
+            line = (
+                f"{q.dtype:8s} {q.bytes / 1e6:6.1f} MB, perplexity {q.perplexity:.4f}, divergence from float32 "
+                f"{q.divergence:.2e} nats, same likeliest token {q.agreement:.2%} of {q.tokens}"
+            )
+            print(msgspec.json.encode(q).decode() if as_json else line, flush=True)
+
+
+@app.command()
 def study(
     out: Annotated[Path, typer.Option(help="The study's folder; one that was interrupted is gone on with.")] = Path("study"),
     shape: Annotated[str, typer.Option(help="gpt2, llama-1b, gpt2-tiny (random weights), or a checkpoint's folder.")] = "gpt2",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or int8.")] = "float32",
     nodes: Annotated[str, typer.Option(metavar="N,N")] = "1,2,3,4",
     prompt: Annotated[str, typer.Option(metavar="N,N", help="Tokens of every prompt.")] = "16,64,128,256,512,1024",
     batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once.")] = "1,4,8,16",
@@ -143,10 +181,9 @@ def study(
 
         grid = (numbers(nodes), numbers(prompt), numbers(batch))
         plan = Plan(shape, dtype, *grid, new_tokens, warm_ups, repeats, [*map(float, numbers(slow))])
-        columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         try:
-            with Progress(*columns, console=notes, disable=not notes.is_terminal) as bar:
-                task = bar.add_task("", total=len(plan.cells()) * repeats)
+            with Progress(*COLUMNS, console=notes, disable=not notes.is_terminal) as bar:
+                task = bar.add_task("rounds", total=len(plan.cells()) * repeats)
                 run_study(plan, out, lambda line: bar.console.print(line), lambda count: bar.advance(task, count))
         finally:
             for path in write_report(out):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median, quantiles
 
 import psutil
+import zmq
 
 from ring.bench.load import Round, random_prompts, run_round
 from ring.bench.nodes import BenchRing
@@ -25,16 +27,20 @@ NODE_OPTIONS = ["--threads", "1", "--no-speculate"]
 class Throughput:
     """Tokens a second, against the ideal: every sequence one token in the time that a lap's steps and links take.
 
-    `hop_us_p50` is what a hop takes beside computing, waiting in a queue and the link's own delay.
+    `step_ms` is what was asked for, `slept_ms` the median of what a step took: a sleep always takes longer, which is not
+    the ring's doing. `hop_us_p50` is what a hop takes beside computing, waiting in a queue and the link's own delay;
+    `bare_hop_us_p50` what one takes here between two sockets that do nothing else, now and again, as often.
     """
 
     stages: int
     step_ms: float
+    slept_ms: float
     delay_ms: float
     sequences: int
     tokens_per_s: float
     efficiency: float
     hop_us_p50: float
+    bare_hop_us_p50: float
     idle_cpu: float
 
 
@@ -73,8 +79,31 @@ async def _throughput(
     tokens = sum(len(lap.runs) for lap in steady[1:])
     rate = tokens / ((ends[-1] - ends[0]) / 1e9)
     hops = [(hop.send_ns + hop.wire_ns) / 1e3 - delay_ms * 1e3 for lap in steady for hop in lap.hops]
-    ideal = sequences / (stages * (step_ms + delay_ms) / 1e3)
-    return Throughput(stages, step_ms, delay_ms, sequences, rate, rate / ideal, median(hops), idle)
+    slept_ms = median(hop.compute_ns for lap in steady for hop in lap.hops) / 1e6
+    efficiency = rate / (sequences / (stages * (slept_ms + delay_ms) / 1e3))
+    bare = await asyncio.to_thread(bare_hop_us, step_ms / 1e3)
+    return Throughput(stages, step_ms, slept_ms, delay_ms, sequences, rate, efficiency, median(hops), bare, idle)
+
+
+def bare_hop_us(pause_s: float, count: int = 50) -> float:
+    """The median time of a small message over loopback TCP, from before it is sent until it is received, with a pause
+    before each: a core that sleeps in between takes longer to wake than the message to travel."""
+    times: list[float] = []
+
+    def receive() -> None:
+        for _ in range(count):
+            frames = pull.recv_multipart()
+            times.append((time.monotonic_ns() - int(frames[0])) / 1e3)
+
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(zmq.PUSH) as push:
+        push.connect(f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}")
+        receiver = threading.Thread(target=receive, daemon=True)
+        receiver.start()
+        for _ in range(count):
+            time.sleep(pause_s)
+            push.send_multipart([b"%d" % time.monotonic_ns(), bytes(256)])
+        receiver.join()
+    return median(times)
 
 
 async def idle_cpu(ring: BenchRing, seconds: float) -> float:

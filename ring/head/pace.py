@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, log2
 
+from ring.wire.messages import BLOCK
+
 WEIGHT = 0.2
 """Of the newest measurement in a running mean."""
 TRIAL = 6
@@ -19,8 +21,6 @@ HYSTERESIS = 0.9
 PATIENCE = 64
 CHUNKS = 6
 """A prompt in `CHUNKS` pieces for each stage after the first loses a seventh of the time to filling the pipeline."""
-MIN_CHUNK = 32
-"""Tokens; fewer hardly take less time than so many."""
 SLOWDOWN = 1.4
 """How much longer than a decode step a microbatch may take that carries a running stream beside a prompt."""
 
@@ -134,12 +134,13 @@ class Pace:
     def chunk(self, pending: int, decoding: int, budget: int) -> int:
         """Most tokens of a microbatch, with `pending` tokens of prompts to prefill.
 
-        Beside running streams, so many that they hardly notice; else enough pieces that all stages share a prompt.
+        Beside running streams, so many that they hardly notice; else enough pieces that all stages share a prompt. Whole
+        blocks: fewer tokens than in one hardly take less time.
         """
         if decoding:
             if self._step is None or self._token is None:
-                return min(budget, 2 * MIN_CHUNK)
-            return min(budget, max(int(SLOWDOWN * self._step / self._token), MIN_CHUNK))
+                return min(budget, 2 * BLOCK)
+            return min(budget, max(int(SLOWDOWN * self._step / self._token), BLOCK))
         if self.depth == 1:
             return budget
-        return min(budget, max(ceil(pending / (CHUNKS * (self.depth - 1))), MIN_CHUNK))
+        return min(budget, BLOCK * max(1, pending // (CHUNKS * (self.depth - 1) * BLOCK)))

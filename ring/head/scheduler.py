@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ring.head.pace import Pace
 from ring.head.sequence import Sequence
-from ring.wire.messages import Run
+from ring.wire.messages import BLOCK, Run
 
 DRAFTED = 15
 """Most guesses in a microbatch: with so many rows it hardly takes longer than with one."""
@@ -63,7 +63,7 @@ class Scheduler:
     Args:
         stages: number of stages of the ring.
         kv_tokens: KV capacity of the smallest stage.
-        token_budget: most tokens in a microbatch, and so the largest prefill chunk.
+        token_budget: most tokens of prompts in a microbatch, in whole blocks; and most decode steps.
         max_running: slots.
         max_waiting: bound of the waiting queue.
     """
@@ -74,6 +74,7 @@ class Scheduler:
         self.stages = stages
         self.kv_tokens = kv_tokens
         self.token_budget = token_budget
+        self.block = min(BLOCK, token_budget)
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.waiting: deque[Sequence] = deque()
@@ -116,12 +117,13 @@ class Scheduler:
         if prefilling:
             pending = sum(sequence.prefill - sequence.dispatched for sequence in prefilling)
             used = sum(run.count for _, run in parts)
-            budget = max(1, self.pace.chunk(pending, decoding, self.token_budget) - used)
-            budget = min(budget, self.token_budget - used)
+            budget = max(self.block, self.pace.chunk(pending, decoding, self.token_budget) - used)
             for sequence in prefilling:
-                if budget == 0:
-                    break
                 count = min(sequence.prefill - sequence.dispatched, budget)
+                if sequence.dispatched + count < sequence.prefill:
+                    count -= count % self.block
+                if count == 0:
+                    break
                 parts.append((sequence, self._dispatch(sequence, count)))
                 budget -= count
         if not parts:
@@ -214,13 +216,15 @@ class Scheduler:
         room = min(room, sequence.reserve - run.start - 1)
         if sequence.drafter is not None and room > 0 and (drafts := sequence.drafter.propose(room)):
             sequence.drafts = drafts
-            run = Run(run.slot, run.start, 1 + len(drafts), run.reserve, run.sampling, 1 + len(drafts))
+            rows = 1 + len(drafts)
+            run = Run(run.slot, run.start, rows, run.reserve, run.sampling, rows, run.prompt)
         return sequence, run
 
     def _dispatch(self, sequence: Sequence, count: int) -> Run:
         assert sequence.slot is not None
         last = sequence.dispatched + count == sequence.length
-        run = Run(sequence.slot, sequence.dispatched, count, sequence.reserve, sequence.sampling if last else None)
+        sampling = sequence.sampling if last else None
+        run = Run(sequence.slot, sequence.dispatched, count, sequence.reserve, sampling, 1, len(sequence.prompt))
         sequence.dispatched += count
         return run
 

@@ -1,7 +1,8 @@
 """Attention over packed runs, plugged into transformers' attention interface under the name `ring`.
 
 All runs of a microbatch lie end to end in one (1, T, hidden) tensor, without padding. Every linear layer sees them as
-one batch; here each attends to its own slot of the KV cache, run by run.
+one batch; here each attends to its own slot of the KV cache, piece by piece: blocks of a prompt, single tokens after it.
+The pieces do not depend on how a sequence is divided into runs, so neither do the sums.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def ring_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend run by run. `query` is (1, heads, T, head size); returns (1, T, heads, value size).
+    """Attend piece by piece. `query` is (1, heads, T, head size); returns (1, T, heads, value size).
 
     `softcap` is Gemma 2's cap of the scores, `s_aux` GPT-OSS's attention sinks, one for each head.
 
@@ -40,10 +41,10 @@ def ring_attention(
     layer = layer_idx - kv.first_layer
     plain = softcap is not None or s_aux is not None
     outputs = []
-    for (slot, run), q in zip(kv.packed, torch.split(query, kv.counts, 2), strict=True):
-        first = max(0, run.start + 1 - sliding_window) if sliding_window else 0
-        k, v = slot.read(layer, first, run.start + run.count)
-        mask = kv.mask(run, first, sliding_window) if run.count > 1 else None
+    for (slot, start, count), q in zip(kv.pieces, torch.split(query, kv.piece_counts, 2), strict=True):
+        first = max(0, start + 1 - sliding_window) if sliding_window else 0
+        k, v = slot.read(layer, first, start + count)
+        mask = kv.mask(start, count, first, sliding_window) if count > 1 else None
         if plain:
             out = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
         else:

@@ -50,7 +50,9 @@ class KVCache(Cache):
         self.slots: dict[int, Slot] = {}
         self.packed: list[tuple[Slot, Run]] = []
         self.counts: list[int] = []
-        self._masks: dict[tuple[int, int, int], Tensor] = {}
+        self.pieces: list[tuple[Slot, int, int]] = []
+        self.piece_counts: list[int] = []
+        self._masks: dict[tuple[int, int, int, int], Tensor] = {}
 
     @property
     def reserved(self) -> int:
@@ -82,6 +84,8 @@ class KVCache(Cache):
         self.packed = [(self.slots[run.slot], run) for run in runs]
         self._masks.clear()  # those of a forward pass that failed
         self.counts = [run.count for run in runs]
+        self.pieces = [(slot, start, count) for slot, run in self.packed for start, count in run.pieces]
+        self.piece_counts = [count for _, _, count in self.pieces]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -106,17 +110,17 @@ class KVCache(Cache):
         torch._foreach_copy_(places, [tensor for pair in fresh for tensor in pair])
         return key_states, value_states
 
-    def mask(self, run: Run, first: int, window: int | None) -> Tensor:
-        """Which of the keys from position `first` each token of a run may see: bool (count, keys).
+    def mask(self, start: int, count: int, first: int, window: int | None) -> Tensor:
+        """Which of the keys from position `first` each of `count` tokens from `start` on may see: bool (count, keys).
 
         Causal and, with a sliding `window`, no further back than `window - 1` tokens. All layers of one forward pass
         share it.
         """
-        key = (run.slot, first, window or 0)
+        key = (start, count, first, window or 0)
         found = self._masks.get(key)
         if found is None:
-            queries = torch.arange(run.start, run.start + run.count)[:, None]
-            keys = torch.arange(first, run.start + run.count)[None, :]
+            queries = torch.arange(start, start + count)[:, None]
+            keys = torch.arange(first, start + count)[None, :]
             found = keys <= queries
             if window:
                 found &= keys > queries - window

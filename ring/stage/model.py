@@ -14,12 +14,14 @@ from transformers.activations import NewGELUActivation
 
 from ring.stage import attention
 from ring.stage.kv import KVCache
-from ring.stage.linear import Kernel, PackedLinear, choose_pack
+from ring.stage.linear import Kernel, PackedLinear, choose_pack, has_int8, pack_int8
 from ring.wire.messages import Run
+from weights_tools.quantize import SCALE_BYTES, dequantize
 from weights_tools.shard import Manifest, ShardError
 from weights_tools.skeleton import build_frame, cut_layers, find_layers, linearize, rebuild_buffers
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
+"""What a shard of each dtype computes in, weights of int8 aside."""
 SPARE_SHARE, SPARE_BYTES = 0.1, 100 << 20
 """What packing may take beyond the shard: a share of it, and bytes."""
 
@@ -71,6 +73,9 @@ class StageModel:
         pack = choose_pack(self.dtype, self.device)
         kept = set(self.manifest.tied.values())
         for name, tensor in tensors:
+            if tensor.dtype == torch.int8:
+                pack_quantized(self.model, name, tensor, self.dtype, self.device)
+                continue
             set_tensor(self.model, name, tensor.to(self.device))
             if pack is not None and name not in kept:
                 pack_linear(self.model, name, pack, consume=True)
@@ -203,6 +208,26 @@ def pack_linear(model: PreTrainedModel, name: str, pack: Callable[[Tensor], Kern
         packed = PackedLinear(module.weight.detach(), pack, consume)
         packed.bias = module.bias
         model.set_submodule(owner, packed)
+
+
+def pack_quantized(model: PreTrainedModel, name: str, stored: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace the linear layer whose weight is called `name` by one of int8 weights, as `quantize.py` stores them. Where
+    this machine has no kernel for them, they become weights of `dtype`.
+
+    Raises:
+        ShardError: there is no such linear layer, or one of another shape.
+    """
+    owner = name.removesuffix(".weight")
+    module = dict(model.named_modules()).get(owner)
+    if type(module) is not nn.Linear or stored.shape != (module.out_features, module.in_features + SCALE_BYTES):
+        raise ShardError(f"the shard holds '{name}' as int8 {tuple(stored.shape)}, which does not fit this model")
+    if device.type == "cpu" and has_int8():
+        packed = PackedLinear(stored, pack_int8, consume=True, dtype=dtype)
+        packed.bias = module.bias
+        model.set_submodule(owner, packed)
+    else:
+        weight, scale = dequantize(stored)
+        set_tensor(model, name, (weight * scale[:, None]).to(dtype).to(device))
 
 
 def fuse_activations(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from weights_tools.skeleton import Unservable
 from weights_tools.split import split
 from weights_tools.tiny import VOCABULARY, random_model, shrink
 
-LENGTHS = (23, 9, 14)
+LENGTHS, PROMPTS = (23, 9, 14), (17, 5, 10)
 # Microbatches of (prompt, start, count): chunks of several prompts together, chunks beside decode steps, and all again.
 SCHEDULE = [
     [(0, 0, 5), (1, 0, 4)],
@@ -82,7 +82,9 @@ def largest_difference(config: PreTrainedConfig) -> float:
 
 def run_ring(ring: list[StageModel], prompts: list[Tensor], microbatch: list[tuple[int, int, int]]) -> Tensor:
     """Logits (runs, vocabulary) of the last token of each run."""
-    runs = [Run(prompt, start, count, len(prompts[prompt]), Sampling()) for prompt, start, count in microbatch]
+    runs = [
+        Run(prompt, start, count, LENGTHS[prompt], Sampling(), prompt=PROMPTS[prompt]) for prompt, start, count in microbatch
+    ]
     passed = torch.cat([prompts[prompt][start : start + count] for prompt, start, count in microbatch])
     for stage in ring:
         passed = stage.forward(passed, runs)

@@ -14,9 +14,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of everything in this package. Nodes and clients of another version are refused by name."""
 
+BLOCK = 32
+"""Tokens of a prompt that attend together. Prefill chunks end between blocks, so that no sum depends on how a prompt was
+chunked."""
 MAX_RUNS = 1024
 MAX_TOKENS = 1 << 20
 MAX_LOGPROBS = 20
@@ -47,6 +50,9 @@ class Run(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     `slot` is where every stage keeps the sequence's KV cache, which holds at most `reserve` tokens; a run with `start`
     0 opens it anew. `sampling` is None unless the token after the run is wanted; with `answers` more than 1, also those
     after that many tokens at its end, which are guesses to be checked.
+
+    The first `prompt` tokens of the sequence attend in blocks (see `BLOCK`), later ones each alone. So a token comes out
+    the same to the bit whether it is decoded, checked as a guess or replayed after a failure.
     """
 
     slot: Count
@@ -55,6 +61,18 @@ class Run(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     reserve: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     sampling: Sampling | None = None
     answers: Annotated[int, Meta(ge=1, le=MAX_RUNS)] = 1
+    prompt: Count = 0
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Start and count of each group of tokens that attend together."""
+        at, end = self.start, self.start + self.count
+        pieces = []
+        while at < end:
+            after = min(end, self.prompt, (at // BLOCK + 1) * BLOCK) if at < self.prompt else at + 1
+            pieces.append((at, after - at))
+            at = after
+        return pieces
 
     @property
     def answered(self) -> range:

@@ -51,5 +51,5 @@ def test_only_the_poisoned_sequences_fail(tmp_path: Path) -> None:
             assert [(await stream).token_ids for stream in streams] == expected
             await until(ring, at_rest)
 
-    with NodeRing(tmp_path / "shards", 3, "--token-budget", "16") as ring:
+    with NodeRing(tmp_path / "shards", 3, "--token-budget", "32") as ring:
         asyncio.run(asyncio.wait_for(run(ring), 60))

@@ -220,6 +220,8 @@ def test_leaving_the_client_ends_what_waits_for_an_answer(ring: NodeRing) -> Non
             await client.status()  # it has been asked by now
         with pytest.raises(NoHead):
             await asking
+        with pytest.raises(NoHead, match="closed"):  # nor is anything asked that would never be answered
+            await client.complete(token_ids=[1, 2, 3])
 
     asyncio.run(asyncio.wait_for(run(), 30))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ring.head.pace import MIN_CHUNK, Pace
+from ring.head.pace import Pace
+from ring.wire.messages import BLOCK
 
 
 def decode(pace: Pace, sequences: int, step: float, moving: float, laps: int = 200) -> None:
@@ -61,8 +62,9 @@ def test_where_they_do_not_the_pipeline_stays_full() -> None:
 
 def test_chunks_share_a_prompt_among_the_stages() -> None:
     assert Pace(1).chunk(1024, 0, 128) == 128
-    assert Pace(4).chunk(1024, 0, 128) == 57
-    assert Pace(4).chunk(100, 0, 128) == MIN_CHUNK
+    assert Pace(4).chunk(1024, 0, 128) == BLOCK
+    assert Pace(4).chunk(2000, 0, 128) == 3 * BLOCK
+    assert Pace(4).chunk(100, 0, 128) == BLOCK
 
 
 def test_beside_a_stream_a_chunk_takes_little_longer_than_a_step() -> None:

@@ -36,7 +36,7 @@ class Ring:
     def accept(self, microbatch: Microbatch) -> None:
         scheduler = self.scheduler
         assert len(scheduler.in_flight) <= scheduler.pace.depth + 1
-        assert sum(run.count for _, run in microbatch.parts) <= scheduler.token_budget
+        assert sum(run.count for _, run in microbatch.parts) <= scheduler.token_budget + scheduler.block
         decoding = sum(sequence.decoding for sequence in scheduler.running)
         decodes = [s for s, run in microbatch.parts if run.start >= s.prefill]
         assert len(decodes) == microbatch.decodes <= max(1, -(-decoding // microbatch.groups))
@@ -49,6 +49,9 @@ class Ring:
                 assert run.start == sequence.length - 1, "a decoding run is the last token that is known, and guesses"
             else:
                 assert run.start == length and run.answers == 1
+                end = run.start + run.count
+                assert end == sequence.prefill or end % scheduler.block == 0, "a chunk that ends within a block"
+            assert run.prompt == len(sequence.prompt)
             assert run.start + run.count <= run.reserve
             self.cached[run.slot] = (sequence, run.start + run.count)
         for flying in self.queue:
@@ -143,6 +146,19 @@ def test_prefill_chunks_follow_each_other_without_waiting() -> None:
     assert runs == [(0, 10, False), (10, 10, False), (20, 10, False), (30, 5, True)]
 
 
+def test_chunks_end_between_blocks_and_short_prompts_share_a_microbatch() -> None:
+    scheduler = Scheduler(stages=1, kv_tokens=1000, token_budget=100)
+    for number, length in ((1, 45), (2, 70), (3, 24)):
+        scheduler.add(Sequence(number, list(range(length)), 5))
+    batches = []
+    for _ in range(2):
+        microbatch = scheduler.next_microbatch()
+        assert microbatch is not None
+        batches.append([(sequence.number, run.start, run.count) for sequence, run in microbatch.parts])
+        scheduler.complete(microbatch.number, [9] * sum(len(run.answered) for _, run in microbatch.parts))
+    assert batches == [[(1, 0, 45), (2, 0, 32)], [(1, 45, 1), (2, 32, 38), (3, 0, 24)]]
+
+
 def test_decoding_goes_on_beside_a_long_prompt() -> None:
     scheduler = Scheduler(stages=2, kv_tokens=10_000, token_budget=16)
     stream = Sequence(1, [1, 2, 3], 50)
@@ -153,7 +169,7 @@ def test_decoding_goes_on_beside_a_long_prompt() -> None:
     scheduler.add(Sequence(2, list(range(1000)), 5))
     microbatch = scheduler.next_microbatch()
     assert microbatch is not None
-    assert [(s.number, run.count) for s, run in microbatch.parts] == [(1, 1), (2, 15)]
+    assert [(s.number, run.count) for s, run in microbatch.parts] == [(1, 1), (2, 16)]
 
 
 def test_decodes_are_spread_evenly() -> None:

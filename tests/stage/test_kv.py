@@ -69,6 +69,5 @@ def test_release_frees_and_ignores_what_is_unknown(cache: KVCache) -> None:
 
 
 def test_the_mask_is_causal_and_windowed(cache: KVCache) -> None:
-    run = Run(0, 4, 2, 8)
-    assert cache.mask(run, 0, None).int().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
-    assert cache.mask(run, 2, 3).int().tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
+    assert cache.mask(4, 2, 0, None).int().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
+    assert cache.mask(4, 2, 2, 3).int().tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ring.stage import linear
-from ring.stage.linear import PackedLinear, choose_pack, give_back, pack_fbgemm
+from ring.stage.linear import PackedLinear, choose_pack, give_back, has_int8, pack_fbgemm, pack_int8
+from weights_tools.quantize import dequantize, quantize
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -38,11 +39,31 @@ def test_a_row_is_the_same_alone_and_among_others(dtype: torch.dtype) -> None:
     pack = choose_pack(dtype, CPU)
     if pack is None:
         pytest.skip("this machine packs nothing")
-    packed = PackedLinear(torch.randn(256, 128).to(dtype), pack, consume=False)
-    x = torch.randn(16, 128).to(dtype)
+    torch.manual_seed(0)
+    packed = PackedLinear(torch.randn(256, 512).to(dtype), pack, consume=False)
+    x = torch.randn(300, 512).to(dtype)
     together = packed(x)
-    for rows in (1, 2, 3, 5, 8):
-        assert torch.equal(packed(x[:rows]), together[:rows])
+    for rows in (*range(1, 130), 151, 170, 200, 247):
+        assert torch.equal(packed(x[:rows]), together[:rows]), rows
+
+
+def test_only_the_weights_of_int8_are_rounded_to_8_bits() -> None:
+    if not has_int8():
+        pytest.skip("this machine has no int8 product")
+    torch.manual_seed(0)
+    stored = quantize(torch.randn(100, 512))
+    x = torch.randn(200, 512)
+    x[:, 3] *= 20  # an activation far from the others, as large models have
+    x[7] = 0.0
+    weight, scale = dequantize(stored)
+    exact = x.double() @ (weight.double() * scale.double()[:, None]).t()
+    packed = PackedLinear(stored.clone(), pack_int8, consume=False, dtype=torch.float32)
+    y = packed(x)
+    rounded = (x.bfloat16().double() @ (weight.double() * scale.double()[:, None]).t() - exact).norm()
+    assert float((y.double() - exact).norm()) < float(rounded), "closer than bfloat16 activations would be"
+    for rows in (1, 2, 3, 7, 16, 33, 128):
+        assert torch.equal(packed(x[:rows]), y[:rows])
+    assert packed(x[:2].bfloat16()).dtype == torch.bfloat16
 
 
 def test_weights_beyond_float16_stay_as_they_are() -> None:

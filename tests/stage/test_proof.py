@@ -50,7 +50,7 @@ def test_a_recurrent_layer_among_attention_layers_is_refused() -> None:
 
 
 def without_window(mask: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda self, run, first, window: mask(self, run, first, None)
+    return lambda self, start, count, first, window: mask(self, start, count, first, None)
 
 
 def one_position_off(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
