@@ -61,6 +61,8 @@ CASES = [
     ("qwen3_moe", False, torch.bfloat16, "float32"),
     ("mixtral", False, torch.float32, None),
     ("mixtral", False, torch.bfloat16, "float16"),
+    ("llama", True, torch.bfloat16, "int8"),
+    ("gpt2", True, torch.float32, "int8"),
 ]
 
 
@@ -243,6 +245,7 @@ def fetch_in_steps(out: Path, endpoint: str, dtype: str | None) -> Fetched:
     [
         ("llama", torch.bfloat16, None, WIDE),
         ("llama", torch.float32, "bfloat16", WIDE),
+        ("llama", torch.bfloat16, "int8", WIDE),
         ("mixtral", torch.bfloat16, "float32", WIDE | {"num_local_experts": 4, "intermediate_size": 1024}),
     ],
 )
