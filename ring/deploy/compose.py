@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from ring.deploy.container import DOCKERFILE, STOP_S, USER
+from ring.deploy.container import DOCKERFILE, STOP_S, USER, to_yaml
 from weights_tools.ringfile import Machine, RingFile
 
 HEAD = """\
@@ -19,7 +17,7 @@ HEAD = """\
 def compose_files(ring: RingFile, image: str) -> dict[str, str]:
     """File names and contents."""
     services = {machine.name: service(machine, image) for machine in ring.machines}
-    text = yaml.safe_dump({"services": services}, sort_keys=False, width=120)
+    text = to_yaml({"services": services})
     return {"Dockerfile": DOCKERFILE, "compose.yaml": HEAD.format(user=USER) + text}
 
 

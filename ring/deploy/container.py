@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import yaml
+
 USER = 10001
 STOP_S = 75
 """SIGTERM lets stage 0 finish its streams, for 60 s at most."""
@@ -26,3 +28,24 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["ring"]
 CMD ["node", "--help"]
 """
+
+
+class Dumper(yaml.SafeDumper):
+    """YAML for people: a text of several lines stands as such, and what is the same is written again."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """No anchors."""
+        return True
+
+
+def represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    """A string."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+Dumper.add_representer(str, represent_text)
+
+
+def to_yaml(*documents: object) -> str:
+    """One or several documents, their fields in the order given."""
+    return yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, width=120)

@@ -7,9 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 
-from ring.deploy.container import DOCKERFILE, STOP_S, USER
+from ring.deploy.container import DOCKERFILE, STOP_S, USER, to_yaml
 from weights_tools.ringfile import Machine, RingFile, RingFileError
 
 PORT = 5600
@@ -37,7 +36,7 @@ def kubernetes_files(ring: RingFile, image: str, storage: str) -> dict[str, str]
         clients=clients,
     )
     objects = [config_map(ring, pods), headless(clients), head_service(clients), stateful_set(ring, image, storage, clients)]
-    return {"Dockerfile": DOCKERFILE, "ring.yaml": head + yaml.safe_dump_all(objects, sort_keys=False, width=120)}
+    return {"Dockerfile": DOCKERFILE, "ring.yaml": head + to_yaml(*objects)}
 
 
 def config_map(ring: RingFile, pods: list[str]) -> dict[str, Any]:
