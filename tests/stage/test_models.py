@@ -19,8 +19,8 @@ from weights_tools.skeleton import Unservable
 from weights_tools.split import split
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-NEW_TOKENS = 16
-PROMPTS = ragged_prompts(5, longest=45)
+NEW_TOKENS = 10
+PROMPTS = ragged_prompts(4, longest=45)
 
 
 def continue_greedily(ring: list[StageModel], prompts: list[list[int]], count: int) -> list[list[int]]:
