@@ -1,4 +1,4 @@
-"""The dashboard as a whole: messages in, at most five pictures a second out."""
+"""The dashboard as a whole: messages in, at most ten pictures a second out."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tui.themes import DARK, FALLBACK, LIGHT
 from tui.widgets.prompt import Prompt
 from tui.widgets.stream_table import StreamTable
 
-FRAME_S = 0.2
-FIGURES_EVERY = 3
+FRAME_S = 0.1
+FIGURES_EVERY = 5
 WIDTHS = [(0, "-narrow"), (120, "-wide")]
 HEIGHTS = [(0, "-short"), (32, "-tall")]
 """Classes that a screen has from this many columns and lines on."""
@@ -116,7 +116,7 @@ class Dashboard(App[None]):
             self._loop.call_soon_threadsafe(self.take, event)
 
     def draw(self) -> None:
-        """Have the view on screen draw what is new; at most five times a second, whatever comes."""
+        """Have the view on screen draw what is new; at most ten times a second, whatever comes."""
         self._frame += 1
         figures = self._frame % FIGURES_EVERY == 0
         version, at = self._drawn
@@ -127,8 +127,9 @@ class Dashboard(App[None]):
         if figures or now - at >= STILL_S:
             self._drawn = (self.model.version, now)
             figures = True
-        if isinstance(self.screen, View) and self.screen.is_mounted:
-            self.screen.draw(figures)
+        screen = self.screen_stack[-1] if self.screen_stack else None  # none while it ends
+        if isinstance(screen, View) and screen.is_mounted:
+            screen.draw(figures)
 
     def _flush_recording(self) -> None:
         if self.recorder is not None:

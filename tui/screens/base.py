@@ -32,7 +32,7 @@ def quiet(bindings: list[Binding]) -> list[Binding]:
 
 
 class View(Screen[None]):
-    """One of the four views. `draw` is called at most five times a second, and only while the view is on screen.
+    """One of the four views. `draw` is called at most ten times a second, and only while the view is on screen.
 
     Figures are drawn anew twice a second only, as nobody reads ten numbers a second; `figures` says when.
     """
@@ -71,6 +71,7 @@ class View(Screen[None]):
 
     def draw(self, figures: bool) -> None:
         """Show the model as it stands; to be called before a view draws its own parts."""
-        self.query_one(Headline).draw(self.dashboard.model, self.dashboard.note)
-        for panel in self.query(StatePanel):
-            panel.draw(self.dashboard.model, self.dashboard.feed.name)
+        if figures:
+            self.query_one(Headline).draw(self.dashboard.model, self.dashboard.note)
+            for panel in self.query(StatePanel):
+                panel.draw(self.dashboard.model, self.dashboard.feed.name)

@@ -6,15 +6,14 @@ from textual.content import Content
 
 from tui.state.condition import Words, describe
 from tui.state.model import Model
-from tui.widgets.panel import Panel
+from tui.widgets.panel import Paragraph
 
 ROOMY = 32
 
 
-class StatePanel(Panel):
+class StatePanel(Paragraph):
     """One plain screen for every state but a ready ring; `brief` is its first line only."""
 
-    WRAPS = True
     DEFAULT_CSS = """
     StatePanel { height: auto; padding: 1 3; border: round $warning; display: none; }
     StatePanel.brief { padding: 0 1; border: none; background: $warning-muted; }
