@@ -62,7 +62,8 @@ class RingClient:
 
     `keys` is the folder of this machine's keys (see `ring keys`), for a head that asks for them. Without keys, a head
     that is not on this machine is refused with `RingError`, unless `insecure`. With `coalesce`, tokens that came while the
-    caller was busy are one event; without, every token is one of its own.
+    caller was busy are one event; without, every token is one of its own. With `gather`, what arrives is looked at so many
+    seconds after it came at most, all of it at once: who only looks on then has much less to do.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class RingClient:
         keys: Path | str | None = None,
         insecure: bool = False,
         coalesce: bool = True,
+        gather: float = 0.0,
     ) -> None:
         self.head = head
         self.timeout = timeout
@@ -81,9 +83,11 @@ class RingClient:
         self.keys = load_keys(Path(keys)) if keys else None
         self.insecure = insecure
         self.coalesce = coalesce
+        self.gather = gather
         self._requests = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[HeadMessage | None]] = {}
         self._socket: zmq.Socket[bytes] | None = None
+        self._resting = False
 
     async def __aenter__(self) -> Self:
         if is_exposed(self.head) and self.keys is None and not self.insecure:
@@ -316,22 +320,38 @@ class RingClient:
         Straight from the event loop, many at a time: a task that awaits each message costs several times as much. The
         socket's file descriptor tells only of changes, so nothing may be left behind.
         """
-        for _ in range(AT_ONCE):
+        for number in range(AT_ONCE):
             if self._socket is None:
                 return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
+                if self.gather and number:
+                    self._rest(self._socket)
                 return
             try:
-                reply = head_decoder.decode(frames[0])
+                reply = head_decoder.decode(frame)
             except msgspec.DecodeError as error:
-                reply = other_version(frames[0], error)
+                reply = other_version(frame, error)
             waiting = self._replies.get(reply.request)
             if waiting is not None:
                 with contextlib.suppress(asyncio.QueueFull):
                     waiting.put_nowait(reply)
         asyncio.get_running_loop().call_soon(self._receive)
+
+    def _rest(self, socket: zmq.Socket[bytes]) -> None:
+        """Let messages gather for a while."""
+        if not self._resting:
+            self._resting = True
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(int(socket.fd))
+            loop.call_later(self.gather, self._wake, socket)
+
+    def _wake(self, socket: zmq.Socket[bytes]) -> None:
+        self._resting = False
+        if self._socket is socket:
+            asyncio.get_running_loop().add_reader(int(socket.fd), self._receive)
+            self._receive()
 
     def _notice_loss(self) -> None:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""
@@ -363,8 +383,9 @@ def merge_tokens(batch: list[HeadMessage | None]) -> list[HeadMessage | None]:
 
 def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:
     """A reply that this client cannot read, as the failure of its request."""
-    raw = msgspec.msgpack.decode(frame)
-    request = raw.get("request", -1) if isinstance(raw, dict) else -1
+    request = -1
+    with contextlib.suppress(msgspec.DecodeError, AttributeError):
+        request = msgspec.msgpack.decode(frame).get("request", -1)
     return Failed(
         request, "bad_request", f"the head's answer cannot be read ({error}); install the same version of ring on both"
     )

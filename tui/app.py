@@ -121,15 +121,16 @@ class Dashboard(App[None]):
         figures = self._frame % FIGURES_EVERY == 0
         version, at = self._drawn
         now = time.monotonic()
-        if self.model.version == version and now - at < STILL_S:
+        self.model.now = max(self.model.now, self.feed.now())
+        if self.model.version == version and now - at < STILL_S and not self.model.moving:
             return
-        self.model.tick(self.feed.now())
+        self.model.tick(self.model.now)
         if figures or now - at >= STILL_S:
             self._drawn = (self.model.version, now)
             figures = True
         screen = self.screen_stack[-1] if self.screen_stack else None  # none while it ends
-        if isinstance(screen, View) and screen.is_mounted:
-            screen.draw(figures)
+        if isinstance(screen, View):
+            screen.draw_what_is_there(figures)
 
     def _flush_recording(self) -> None:
         if self.recorder is not None:

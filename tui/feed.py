@@ -16,6 +16,7 @@ from tui.messages import Asked, Ended, Grew, Link, Message, Options
 STATUS_S = 1.0
 RETRY_S = 0.5
 TIMEOUT_S = 3.0
+GATHER_S = 0.05
 
 Take = Callable[[Message], None]
 
@@ -68,7 +69,12 @@ class LiveFeed:
             self.take(Link("lost" if known else "connecting", attempt))
             try:
                 async with RingClient(
-                    self.name, timeout=TIMEOUT_S, keys=self.keys, insecure=self.insecure, coalesce=False
+                    self.name,
+                    timeout=TIMEOUT_S,
+                    keys=self.keys,
+                    insecure=self.insecure,
+                    coalesce=False,
+                    gather=GATHER_S,
                 ) as client:
                     self.take(Link("connected"))
                     known, attempt, self._client = True, 0, client

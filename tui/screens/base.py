@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -62,8 +64,13 @@ class View(Screen[None]):
         self.draw_soon()
 
     def draw_soon(self) -> None:
-        """Draw once the layout is done; never while it is still being put together or taken apart."""
-        self.call_after_refresh(lambda: self.draw(True) if self.query(Headline) else None)
+        """Draw once the layout is done."""
+        self.call_after_refresh(self.draw_what_is_there, True)
+
+    def draw_what_is_there(self, figures: bool) -> None:
+        """Draw; while the screen is being put together or taken apart, as far as its parts are there."""
+        with contextlib.suppress(NoMatches):
+            self.draw(figures)
 
     def action_back(self) -> None:
         """To the overview."""

@@ -102,6 +102,11 @@ class Model:
         return self.condition in ("idle", "running")
 
     @property
+    def moving(self) -> bool:
+        """Whether the last lap, which is shown as long as it took, is not yet over."""
+        return self.last_lap_at is not None and self.now - self.last_lap_at < self.log.laps[-1].duration_ns / 1e9
+
+    @property
     def condition_for(self) -> float:
         """Seconds since the condition last changed."""
         return max(0.0, self.now - self.condition_since)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.content import Content
 from textual.geometry import Region, Size
-from textual.selection import Selection
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
@@ -23,6 +21,7 @@ class Panel(Widget):
     """Lines that are never wrapped: a longer one ends with an ellipsis. Each is laid out when it changes, and only then."""
 
     DEFAULT_CSS = "Panel { height: auto; }"
+    ALLOW_SELECT = False  # what the mouse can select must know its place, piece by piece, which is dear
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
@@ -55,7 +54,7 @@ class Panel(Widget):
             strip = self._strips[y] = self.strip(self.lines[y])
         if strip.cell_length > self.size.width:
             strip = Strip.join([strip.crop(0, self.size.width - 1), Strip([Segment("…", self.style(""))])])
-        return self.marked(strip, y)
+        return strip
 
     def strip(self, line: Line) -> Strip:
         """A line laid out."""
@@ -74,25 +73,6 @@ class Panel(Widget):
         super().notify_style_update()
         self._looks.clear()
         self._strips.clear()
-
-    # ---- selecting with the mouse ----
-
-    def marked(self, strip: Strip, y: int) -> Strip:
-        """The strip of line `y`, with what the mouse has selected of it, and told where it is."""
-        span = self.text_selection.get_span(y) if self.text_selection is not None else None
-        if span is not None:
-            start, end = span
-            first = cell_len(strip.text[:start])
-            last = strip.cell_length if end == -1 else cell_len(strip.text[:end])
-            chosen = self.screen.get_component_rich_style("screen--selection")
-            inside = Strip(Segment.apply_style(strip.crop(first, last), post_style=chosen))
-            strip = Strip.join([strip.crop(0, first), inside, strip.crop(last)])
-        return strip.apply_offsets(0, y)
-
-    def get_selection(self, selection: Selection) -> tuple[str, str]:
-        """What the mouse has selected, for the clipboard."""
-        texts = ("".join(piece if isinstance(piece, str) else piece[0] for piece in line) for line in self.lines)
-        return selection.extract("\n".join(texts)), "\n"
 
 
 class Paragraph(Static):

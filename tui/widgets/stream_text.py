@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.cells import cell_len
+from rich.segment import Segment
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.selection import Selection
+from textual.strip import Strip
 
 from tui.state.streams import Stream
 from tui.units import NOTHING, printable, seconds
@@ -26,6 +29,7 @@ class StreamText(Panel, can_focus=True):
     """
 
     DEFAULT_CSS = "StreamText { height: 1fr; }"
+    ALLOW_SELECT = True
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "scroll(-1)", "Scroll", key_display="↑↓"),
@@ -44,6 +48,7 @@ class StreamText(Panel, can_focus=True):
         self._foot: list[Line] = []
         self._taken = 0  # characters of the answer that are in the flow
         self._top: int | None = None  # None is the end
+        self._shown_from = 0
 
     def draw(self, stream: Stream | None, example: bool, figures: bool) -> None:
         """Show this stream's text, or, with `example`, what to try."""
@@ -85,9 +90,30 @@ class StreamText(Panel, can_focus=True):
         total = len(self._whole) + len(self._foot)
         last = max(0, total - height)
         top = last if self._top is None else max(0, min(self._top, last))
+        if top != self._shown_from:
+            self._shown_from = top
+            self.refresh()
         lines = self._whole[top : top + height]
         self.show(lines + self._foot[max(0, top - len(self._whole)) :][: height - len(lines)])
         entitle(self, "text" if not last else f"text · lines {top + 1:,}-{min(total, top + height):,} of {total:,}")
+
+    def render_line(self, y: int) -> Strip:
+        """A line, with what the mouse has selected of it, and told where it is."""
+        strip, y = super().render_line(y), y + self._shown_from
+        span = self.text_selection.get_span(y) if self.text_selection is not None else None
+        if span is not None:
+            start, end = span
+            first = cell_len(strip.text[:start])
+            last = strip.cell_length if end == -1 else cell_len(strip.text[:end])
+            chosen = self.screen.get_component_rich_style("screen--selection")
+            inside = Strip(Segment.apply_style(strip.crop(first, last), post_style=chosen))
+            strip = Strip.join([strip.crop(0, first), inside, strip.crop(last)])
+        return strip.apply_offsets(0, y)
+
+    def get_selection(self, selection: Selection) -> tuple[str, str]:
+        """What the mouse has selected, for the clipboard."""
+        lines = ("".join(piece if isinstance(piece, str) else piece[0] for piece in line) for line in self._whole)
+        return selection.extract("\n".join(lines)), "\n"
 
     def action_scroll(self, lines: int) -> None:
         """Move through the text; at the end it follows."""
