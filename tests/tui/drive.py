@@ -64,11 +64,14 @@ async def settle(pilot: Pilot[None]) -> None:
     """Draw all that is known: what is laid out by one drawing is filled by the next."""
     app = pilot.app
     assert isinstance(app, Dashboard)
-    for _ in range(3):
+    before, same = "", 0
+    while same < 3:
         app.model.tick(app.feed.now())
         if isinstance(app.screen, View):
             app.screen.draw(True)
         await pilot.pause()
+        same = same + 1 if text_of(app) == before else 0
+        before = text_of(app)
 
 
 @asynccontextmanager

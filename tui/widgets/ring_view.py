@@ -60,7 +60,8 @@ def stage_word(model: Model, stage: int) -> Piece:
     """A stage's state."""
     if lost_stage(model.status) == stage:
         return ("lost", "$text-error")
-    return ("running", "$text-success") if model.condition == "running" else (model.condition, "$muted")
+    words = {"running": ("running", "$text-success"), "broken": ("paused", "$text-warning")}
+    return words.get(model.condition, ("idle", "$muted"))
 
 
 def still(model: Model, stages: list[StageStatus], width: int) -> Figures:
