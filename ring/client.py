@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 import zmq
 
-from ring.answers import Completion, GenerateEvent, NoHead, RingError
+from ring.answers import Completion, GenerateEvent, NoHead, RingError, WrongKeys
 from ring.wire.clients import (
     DEFAULT_HEAD,
     Cancel,
@@ -36,6 +36,7 @@ from ring.wire.clients import (
     encoder,
     head_decoder,
 )
+from ring.wire.handshake import Handshakes
 from ring.wire.keys import load_keys
 from ring.wire.messages import PROTOCOL
 from ring.wire.sockets import configure, is_exposed
@@ -56,7 +57,8 @@ class RingClient:
                 print(event.text, end="")
 
     One client may have any number of generations running at once. Entering raises `NoHead` when nothing answers within
-    `timeout` seconds, and `RingError` when the head speaks another protocol version. When the head is lost later, the
+    `timeout` seconds, `WrongKeys` when it is the keys that do not fit, and `RingError` when the head speaks another
+    protocol version. When the head is lost later, the
     client reconnects, and its generations go on from the tokens that it holds, with the tokens that they would have had;
     only after `recovery_timeout` seconds without a head do they end, with `NoHead`.
 
@@ -99,16 +101,16 @@ class RingClient:
         if self.keys is not None:
             self.keys.connect(socket)
         socket.sndhwm = 0  # what is asked while the head is away waits here
+        self._handshakes = Handshakes(socket, self.head, self.keys)
         try:
             socket.connect(self.head)
         except zmq.ZMQError as error:
-            socket.close(0)
+            self._context.destroy(linger=0)
             raise NoHead(f"'{self.head}' is not an address such as {DEFAULT_HEAD}: {error.strerror or error}") from None
         self._socket = socket
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         loop = asyncio.get_running_loop()
         loop.add_reader(int(socket.fd), self._receive)
-        loop.add_reader(int(self._monitor.fd), self._notice_loss)
+        loop.add_reader(int(self._handshakes.monitor.fd), self._notice_loss)
         self._notice_loss()  # its file descriptor says nothing before it has been looked at once
         try:
             await self.status()
@@ -124,7 +126,7 @@ class RingClient:
         if self._socket is not None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(int(self._socket.fd))
-            loop.remove_reader(int(self._monitor.fd))
+            loop.remove_reader(int(self._handshakes.monitor.fd))
             self._context.destroy(linger=200)
         self._socket = None
 
@@ -268,10 +270,9 @@ class RingClient:
                         return reply
             except TimeoutError:
                 pass
-        raise NoHead(
-            f"no head answers at {self.head}; start a ring with `ring up`, or give the address with --head"
-            + ("" if self.keys else " (and --keys if it asks for them)")
-        )
+        if self._handshakes.refusal is not None:
+            raise WrongKeys(self._handshakes.refusal)
+        raise NoHead(f"no head answers at {self.head}; start a ring with `ring up`, or give the address with --head")
 
     async def traces(self) -> AsyncGenerator[Lap | Event, None]:
         """Every finished lap and every event from now on, until the loop is left. A slow reader loses laps.
@@ -303,6 +304,8 @@ class RingClient:
                 for reply in merge_tokens(batch) if self.coalesce else batch:
                     if isinstance(reply, Failed):
                         raise RingError(reply.code, reply.message)
+                    if reply is None and self._handshakes.refusal is not None:
+                        raise WrongKeys(self._handshakes.refusal)
                     if reply is None:
                         raise NoHead(f"the head at {self.head} has gone")
                     yield reply
@@ -355,8 +358,7 @@ class RingClient:
 
     def _notice_loss(self) -> None:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""
-        while self._monitor.poll(0):
-            self._monitor.recv_multipart()
+        if self._handshakes.look():
             self._end_waiting()
 
     def _end_waiting(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from ring.answers import NoHead, RingError
+from ring.answers import NoHead, RingError, WrongKeys
 from ring.client import RingClient
 from tui.messages import Asked, Ended, Grew, Link, Message, Options
 
@@ -80,21 +80,29 @@ class LiveFeed:
                     known, attempt, self._client = True, 0, client
                     self._connected.set()
                     await self._follow(client)
+            except WrongKeys as error:
+                await self._refused(attempt, error)
             except NoHead:
                 pass
             except RingError as error:
-                self.take(Link("refused", attempt, str(error)))
-                await asyncio.sleep(TIMEOUT_S)
+                await self._refused(attempt, error)
             finally:
                 self._client = None
                 self._connected.clear()
             await asyncio.sleep(RETRY_S)
+
+    async def _refused(self, attempt: int, error: RingError) -> None:
+        """Say why this head cannot be used, and let some time pass."""
+        self.take(Link("refused", attempt, str(error)))
+        await asyncio.sleep(TIMEOUT_S)
 
     async def _follow(self, client: RingClient) -> None:
         """Until the head returns as one that cannot be used. While it is away, its streams wait with their client."""
         while True:
             try:
                 await self._listen(client)
+            except WrongKeys:
+                raise
             except NoHead:
                 self._connected.clear()
                 await self._return(client)
@@ -106,9 +114,13 @@ class LiveFeed:
         attempt = 1
         while True:
             self.take(Link("lost", attempt))
-            with contextlib.suppress(NoHead):
+            try:
                 await client.status()
                 return
+            except WrongKeys:
+                raise
+            except NoHead:
+                pass
             attempt += 1
 
     async def _listen(self, client: RingClient) -> None:

@@ -15,7 +15,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ring.answers import NoHead, RingError
+from ring.answers import NoHead, RingError, WrongKeys
 from ring.client import RingClient
 from ring.keyring import make_keys
 from ring.wire.clients import GetStatus, Status
@@ -23,6 +23,9 @@ from ring.wire.frames import encode
 from ring.wire.keys import KeyFileError, load_keys
 from ring.wire.messages import LinkDown, Release
 from tests.e2e.harness import NodeRing
+from tests.tui.drive import until_shown
+from tui.app import Dashboard
+from tui.feed import LiveFeed
 
 NODES = ["alpha", "beta", "gamma"]
 
@@ -66,8 +69,15 @@ def test_friends_are_served(ring: KeyedRing) -> None:
     assert len(asyncio.run(complete(ring, ring.keys))) == 5
 
 
-@pytest.mark.parametrize("who", ["no key", "another ring's key", "our ring's public key but a key of their own"])
-def test_strangers_are_not(ring: KeyedRing, keys: Path, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [
+        ("no key", "asks for keys; give --keys the folder"),
+        ("another ring's key", "they are another ring's"),
+        ("our ring's public key but a key of their own", "does not let in the key of"),
+    ],
+)
+def test_strangers_are_not_and_learn_why(ring: KeyedRing, keys: Path, tmp_path: Path, who: str, told: str) -> None:
     folder: Path | None = None
     if who != "no key":
         folder = keys / "theirs" / "mallory"
@@ -76,9 +86,25 @@ def test_strangers_are_not(ring: KeyedRing, keys: Path, tmp_path: Path, who: str
         shutil.copytree(keys / "theirs" / "mallory", folder)
         shutil.copy2(keys / "ours" / "laptop" / "ring.key", folder / "ring.key")
         (folder / "ring.key_secret").unlink()
-    with pytest.raises(NoHead):
+    with pytest.raises(WrongKeys, match=told):
         asyncio.run(complete(ring, folder))
+    asked = run("status", "--head", ring.clients, *(["--keys", str(folder)] if folder else []))
+    assert asked.returncode == 1 and told in asked.stderr and asked.stderr.count("\n") == 1
+    asyncio.run(dashboard_says(ring, folder, "This head cannot be used", told))
     assert len(asyncio.run(complete(ring, ring.keys))) == 5
+
+
+async def dashboard_says(ring: NodeRing, folder: Path | None, *words: str) -> None:
+    app = Dashboard(LiveFeed(ring.clients, folder))
+    async with app.run_test(size=(200, 40)) as pilot:
+        await until_shown(pilot, *words)
+
+
+def test_keys_for_a_ring_without_are_told_so(llama: Path, keys: Path) -> None:
+    with NodeRing(llama / "shards-1", 1) as ring:
+        with pytest.raises(WrongKeys, match="uses no keys; leave out --keys"):
+            asyncio.run(complete(ring, keys / "ours" / "laptop"))
+        asyncio.run(dashboard_says(ring, keys / "ours" / "laptop", "This head cannot be used", "uses no keys"))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -65,7 +65,8 @@ def describe(
                 "What is on screen is from before. This goes on by itself when the head is back, and so do the streams.",
             )
         case "refused":
-            return Words("This head cannot be used", link.detail, "Tried again every few seconds; nothing else is needed here.")
+            advice = "Tried again every few seconds. If it is this dashboard that must change, start it again."
+            return Words("This head cannot be used", f"{link.detail}.", advice)
         case "forming":
             return Words(
                 "The ring is forming",
