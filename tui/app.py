@@ -46,6 +46,7 @@ class Dashboard(App[None]):
     Args:
         feed: where the messages come from.
         recorder: writes them down, if given; closed at the end.
+        starting: the ring is being started together with this.
     """
 
     TITLE = "ring"
@@ -75,10 +76,11 @@ class Dashboard(App[None]):
         Binding("q", "quit", "Quit"),
     ]
 
-    def __init__(self, feed: Feed, recorder: Recorder | None = None) -> None:
+    def __init__(self, feed: Feed, recorder: Recorder | None = None, starting: bool = False) -> None:
         super().__init__()
         self.feed = feed
         self.recorder = recorder
+        self.starting = starting
         self.model = Model(feed.started)
         self.options = Options()
         self.selected: int | None = None

@@ -243,7 +243,7 @@ def test_a_lost_stage_is_named_with_its_host_and_layers() -> None:
     model = told(broken())
     assert model.condition == "broken"
     assert lost_stage(model.status) == 1
-    words = describe("broken", model.link, model.status, "HEAD", 3.4, 2, "")
+    words = describe("broken", model.link, model.status, "HEAD", 3.4, 2, False)
     assert words.title == "Lost 3 s ago: stage 1 (beta, layers 4-7)"
     assert "2 streams of yours wait for it" in words.reason
     assert lost_stage(status("forming")) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ring.launch import free_ports
-from tests.tui.drive import LARGE, SMALL, asynchronous, dashboard, until_shown
+from tests.tui.drive import LARGE, SMALL, asynchronous, dashboard, until, until_shown
 from tests.tui.fake_head import FakeHead
 from tests.tui.scenes import stage, status
 from tui.app import Dashboard
@@ -40,6 +40,19 @@ async def test_states_from_no_head_to_a_ring_that_runs() -> None:
             await until_shown(pilot, "✓ idle")
         await pilot.press("escape", "4")
         await until_shown(pilot, "found the head", "layers 4-7) is gone", "the head is gone", "the head is back")
+
+
+@asynchronous
+async def test_a_ring_that_starts_with_the_dashboard_is_awaited_calmly() -> None:
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    app = Dashboard(LiveFeed(address), starting=True)
+    async with app.run_test(size=SMALL) as pilot:
+        screen = await until_shown(pilot, "The ring is starting", "You can type already")
+        assert "ring up" not in screen
+        app.screen.query_one(Prompt).fill("early")
+        await pilot.press("enter")
+        async with FakeHead(address) as head:
+            await until(pilot, lambda: [request.prompt for request in head.asked] == ["early"])
 
 
 @asynchronous

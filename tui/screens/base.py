@@ -81,4 +81,4 @@ class View(Screen[None]):
         if figures:
             self.query_one(Headline).draw(self.dashboard.model, self.dashboard.note)
             for panel in self.query(StatePanel):
-                panel.draw(self.dashboard.model, self.dashboard.feed.name)
+                panel.draw(self.dashboard.model, self.dashboard.feed.name, self.dashboard.starting)
