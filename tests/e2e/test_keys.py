@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from ring.wire.frames import encode
 from ring.wire.keys import KeyFileError, load_keys
 from ring.wire.messages import LinkDown, Release
 from tests.e2e.harness import NodeRing
+from tests.e2e.spawn import command as run
 from tests.tui.drive import until_shown
 from tui.app import Dashboard
 from tui.feed import LiveFeed
@@ -145,10 +144,6 @@ def test_revoke_and_allow_count_from_the_next_connection_on(ring: KeyedRing, key
     assert run("keys", "allow", head, "other", str(other / "me.key")).returncode == 0
     assert len(asyncio.run(complete(ring, other))) == 5
     assert "other" in run("keys", "show", head).stdout
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ring", *words], capture_output=True, text=True, check=False)
 
 
 def test_the_keys_command(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from transformers import AutoTokenizer
 from ring.answers import RingError
 from ring.sync import SyncRingClient
 from tests.e2e.harness import NodeRing
+from tests.e2e.spawn import command
 from tests.models import generate
 from weights_tools.pocket import path as pocket_path
 
@@ -31,10 +30,6 @@ def expected() -> tuple[str, list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(pocket_path())
     (ids,) = generate(pocket_path(), [tokenizer(PROMPT)["input_ids"]], 40)
     return str(tokenizer.decode(ids, skip_special_tokens=True)), ids
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ring", *words], capture_output=True, text=True, check=False)
 
 
 def test_text_equals_transformers(ring: NodeRing, expected: tuple[str, list[int]]) -> None:
