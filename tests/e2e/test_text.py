@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -90,8 +91,10 @@ def test_status_command(ring: NodeRing) -> None:
 
 
 def test_no_head_is_one_sentence() -> None:
-    for words in (["ask", "x"], ["status"]):
-        done = command(*words, "--head", "tcp://127.0.0.1:9")
+    with ThreadPoolExecutor() as at_once:
+        words = (["ask", "x"], ["status"])
+        results = list(at_once.map(lambda one: command(*one, "--head", "tcp://127.0.0.1:9"), words))
+    for done in results:
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert "no head answers" in done.stderr
