@@ -15,7 +15,7 @@ from ring.wire.handshake import Handshakes
 from ring.wire.keys import authenticated, load_keys
 from ring.wire.sockets import bind, configure
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from tui.state.laps import end_ns, intervals, letter
 from tui.state.model import Model
 
-IN_FLIGHT = 64
+IN_FLIGHT = 256
 
 
 class Place(NamedTuple):
@@ -22,14 +22,14 @@ class Place(NamedTuple):
 def places(model: Model) -> dict[int, list[Place]]:
     """For each stage the microbatches that it held, or had sent on but not delivered, one lap ago.
 
-    A lap's intervals are known only when it has come round, so the picture is of the last moment that is known whole:
-    when the newest lap began, and on from there as time passes until the next one is back.
+    A lap's intervals are known only when it has come round, and messages gather for a while, so the picture lags by as much
+    as that takes; from there it moves as time passes.
     """
     found: dict[int, list[Place]] = {}
     laps = model.log.laps
     if not laps or model.last_lap_at is None:
         return found
-    moment = laps[-1].started_ns + 1 + int((model.now - model.last_lap_at) * 1e9)
+    moment = end_ns(laps[-1]) + 1 + int((model.now - model.last_lap_at - model.shown_for) * 1e9)
     for index in range(max(-IN_FLIGHT, -len(laps)), 0):
         lap = laps[index]
         if not lap.started_ns <= moment < end_ns(lap):

@@ -66,7 +66,7 @@ class StreamText(Panel, can_focus=True):
                 foot = Flow(self.size.width)
                 foot.add(footing(stream))
                 style = "$text-error" if stream.outcome == "failed" else "$muted"
-                lines: list[Line] = [[(row, style)] for row in foot.rows]
+                lines: list[Line] = [[(row.rstrip(), style)] for row in foot.rows]
                 self._foot = [[], *lines]
         self.redraw()
 
