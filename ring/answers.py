@@ -22,6 +22,10 @@ class NoHead(RingError):
         super().__init__("no_head", message)
 
 
+class WrongKeys(NoHead):
+    """There is a head, but the keys do not fit; the message says whose, and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateEvent:
     """New tokens of a generation.

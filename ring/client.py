@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 import zmq
 
-from ring.answers import Completion, GenerateEvent, NoHead, RingError
+from ring.answers import Completion, GenerateEvent, NoHead, RingError, WrongKeys
 from ring.wire.clients import (
     DEFAULT_HEAD,
     Cancel,
@@ -36,6 +36,7 @@ from ring.wire.clients import (
     encoder,
     head_decoder,
 )
+from ring.wire.handshake import Handshakes
 from ring.wire.keys import load_keys
 from ring.wire.messages import PROTOCOL
 from ring.wire.sockets import configure, is_exposed
@@ -56,13 +57,15 @@ class RingClient:
                 print(event.text, end="")
 
     One client may have any number of generations running at once. Entering raises `NoHead` when nothing answers within
-    `timeout` seconds, and `RingError` when the head speaks another protocol version. When the head is lost later, the
+    `timeout` seconds, `WrongKeys` when it is the keys that do not fit, and `RingError` when the head speaks another
+    protocol version. When the head is lost later, the
     client reconnects, and its generations go on from the tokens that it holds, with the tokens that they would have had;
     only after `recovery_timeout` seconds without a head do they end, with `NoHead`.
 
     `keys` is the folder of this machine's keys (see `ring keys`), for a head that asks for them. Without keys, a head
     that is not on this machine is refused with `RingError`, unless `insecure`. With `coalesce`, tokens that came while the
-    caller was busy are one event; without, every token is one of its own.
+    caller was busy are one event; without, every token is one of its own. With `gather`, what arrives is looked at so many
+    seconds after it came at most, all of it at once: who only looks on then has much less to do.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class RingClient:
         keys: Path | str | None = None,
         insecure: bool = False,
         coalesce: bool = True,
+        gather: float = 0.0,
     ) -> None:
         self.head = head
         self.timeout = timeout
@@ -81,9 +85,11 @@ class RingClient:
         self.keys = load_keys(Path(keys)) if keys else None
         self.insecure = insecure
         self.coalesce = coalesce
+        self.gather = gather
         self._requests = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[HeadMessage | None]] = {}
         self._socket: zmq.Socket[bytes] | None = None
+        self._resting = False
 
     async def __aenter__(self) -> Self:
         if is_exposed(self.head) and self.keys is None and not self.insecure:
@@ -95,16 +101,16 @@ class RingClient:
         if self.keys is not None:
             self.keys.connect(socket)
         socket.sndhwm = 0  # what is asked while the head is away waits here
+        self._handshakes = Handshakes(socket, self.head, self.keys)
         try:
             socket.connect(self.head)
         except zmq.ZMQError as error:
-            socket.close(0)
+            self._context.destroy(linger=0)
             raise NoHead(f"'{self.head}' is not an address such as {DEFAULT_HEAD}: {error.strerror or error}") from None
         self._socket = socket
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         loop = asyncio.get_running_loop()
         loop.add_reader(int(socket.fd), self._receive)
-        loop.add_reader(int(self._monitor.fd), self._notice_loss)
+        loop.add_reader(int(self._handshakes.monitor.fd), self._notice_loss)
         self._notice_loss()  # its file descriptor says nothing before it has been looked at once
         try:
             await self.status()
@@ -120,7 +126,7 @@ class RingClient:
         if self._socket is not None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(int(self._socket.fd))
-            loop.remove_reader(int(self._monitor.fd))
+            loop.remove_reader(int(self._handshakes.monitor.fd))
             self._context.destroy(linger=200)
         self._socket = None
 
@@ -264,10 +270,9 @@ class RingClient:
                         return reply
             except TimeoutError:
                 pass
-        raise NoHead(
-            f"no head answers at {self.head}; start a ring with `ring up`, or give the address with --head"
-            + ("" if self.keys else " (and --keys if it asks for them)")
-        )
+        if self._handshakes.refusal is not None:
+            raise WrongKeys(self._handshakes.refusal)
+        raise NoHead(f"no head answers at {self.head}; start a ring with `ring up`, or give the address with --head")
 
     async def traces(self) -> AsyncGenerator[Lap | Event, None]:
         """Every finished lap and every event from now on, until the loop is left. A slow reader loses laps.
@@ -299,6 +304,8 @@ class RingClient:
                 for reply in merge_tokens(batch) if self.coalesce else batch:
                     if isinstance(reply, Failed):
                         raise RingError(reply.code, reply.message)
+                    if reply is None and self._handshakes.refusal is not None:
+                        raise WrongKeys(self._handshakes.refusal)
                     if reply is None:
                         raise NoHead(f"the head at {self.head} has gone")
                     yield reply
@@ -316,27 +323,42 @@ class RingClient:
         Straight from the event loop, many at a time: a task that awaits each message costs several times as much. The
         socket's file descriptor tells only of changes, so nothing may be left behind.
         """
-        for _ in range(AT_ONCE):
+        for number in range(AT_ONCE):
             if self._socket is None:
                 return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
+                if self.gather and number:
+                    self._rest(self._socket)
                 return
             try:
-                reply = head_decoder.decode(frames[0])
+                reply = head_decoder.decode(frame)
             except msgspec.DecodeError as error:
-                reply = other_version(frames[0], error)
+                reply = other_version(frame, error)
             waiting = self._replies.get(reply.request)
             if waiting is not None:
                 with contextlib.suppress(asyncio.QueueFull):
                     waiting.put_nowait(reply)
         asyncio.get_running_loop().call_soon(self._receive)
 
+    def _rest(self, socket: zmq.Socket[bytes]) -> None:
+        """Let messages gather for a while."""
+        if not self._resting:
+            self._resting = True
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(int(socket.fd))
+            loop.call_later(self.gather, self._wake, socket)
+
+    def _wake(self, socket: zmq.Socket[bytes]) -> None:
+        self._resting = False
+        if self._socket is socket:
+            asyncio.get_running_loop().add_reader(int(socket.fd), self._receive)
+            self._receive()
+
     def _notice_loss(self) -> None:
         """When the connection breaks, end what waits for answers: the head that returns no longer knows of it."""
-        while self._monitor.poll(0):
-            self._monitor.recv_multipart()
+        if self._handshakes.look():
             self._end_waiting()
 
     def _end_waiting(self) -> None:
@@ -363,8 +385,9 @@ def merge_tokens(batch: list[HeadMessage | None]) -> list[HeadMessage | None]:
 
 def other_version(frame: bytes, error: msgspec.DecodeError) -> Failed:
     """A reply that this client cannot read, as the failure of its request."""
-    raw = msgspec.msgpack.decode(frame)
-    request = raw.get("request", -1) if isinstance(raw, dict) else -1
+    request = -1
+    with contextlib.suppress(msgspec.DecodeError, AttributeError):
+        request = msgspec.msgpack.decode(frame).get("request", -1)
     return Failed(
         request, "bad_request", f"the head's answer cannot be read ({error}); install the same version of ring on both"
     )

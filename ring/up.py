@@ -68,7 +68,7 @@ async def show(ring: LocalRing, clients: str) -> None:
     from tui.app import Dashboard
     from tui.feed import LiveFeed
 
-    dashboard = Dashboard(LiveFeed(clients))
+    dashboard = Dashboard(LiveFeed(clients), starting=True)
     ring.say = lambda line: dashboard.report("warning", line)  # the screen belongs to the dashboard now
     for number in (signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, dashboard.exit)

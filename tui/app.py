@@ -1,4 +1,4 @@
-"""The dashboard as a whole: messages in, at most five pictures a second out."""
+"""The dashboard as a whole: messages in, at most ten pictures a second out."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tui.themes import DARK, FALLBACK, LIGHT
 from tui.widgets.prompt import Prompt
 from tui.widgets.stream_table import StreamTable
 
-FRAME_S = 0.2
-FIGURES_EVERY = 3
+FRAME_S = 0.1
+FIGURES_EVERY = 5
 WIDTHS = [(0, "-narrow"), (120, "-wide")]
 HEIGHTS = [(0, "-short"), (32, "-tall")]
 """Classes that a screen has from this many columns and lines on."""
@@ -46,6 +46,7 @@ class Dashboard(App[None]):
     Args:
         feed: where the messages come from.
         recorder: writes them down, if given; closed at the end.
+        starting: the ring is being started together with this.
     """
 
     TITLE = "ring"
@@ -75,10 +76,11 @@ class Dashboard(App[None]):
         Binding("q", "quit", "Quit"),
     ]
 
-    def __init__(self, feed: Feed, recorder: Recorder | None = None) -> None:
+    def __init__(self, feed: Feed, recorder: Recorder | None = None, starting: bool = False) -> None:
         super().__init__()
         self.feed = feed
         self.recorder = recorder
+        self.starting = starting
         self.model = Model(feed.started)
         self.options = Options()
         self.selected: int | None = None
@@ -116,19 +118,21 @@ class Dashboard(App[None]):
             self._loop.call_soon_threadsafe(self.take, event)
 
     def draw(self) -> None:
-        """Have the view on screen draw what is new; at most five times a second, whatever comes."""
+        """Have the view on screen draw what is new; at most ten times a second, whatever comes."""
         self._frame += 1
         figures = self._frame % FIGURES_EVERY == 0
         version, at = self._drawn
         now = time.monotonic()
-        if self.model.version == version and now - at < STILL_S:
+        self.model.now = max(self.model.now, self.feed.now())
+        if self.model.version == version and now - at < STILL_S and not self.model.moving:
             return
-        self.model.tick(self.feed.now())
+        self.model.tick(self.model.now)
         if figures or now - at >= STILL_S:
             self._drawn = (self.model.version, now)
             figures = True
-        if isinstance(self.screen, View) and self.screen.is_mounted:
-            self.screen.draw(figures)
+        screen = self.screen_stack[-1] if self.screen_stack else None  # none while it ends
+        if isinstance(screen, View):
+            screen.draw_what_is_there(figures)
 
     def _flush_recording(self) -> None:
         if self.recorder is not None:

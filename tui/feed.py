@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from ring.answers import NoHead, RingError
+from ring.answers import NoHead, RingError, WrongKeys
 from ring.client import RingClient
 from tui.messages import Asked, Ended, Grew, Link, Message, Options
 
 STATUS_S = 1.0
 RETRY_S = 0.5
 TIMEOUT_S = 3.0
+GATHER_S = 0.05
 
 Take = Callable[[Message], None]
 
@@ -68,27 +69,40 @@ class LiveFeed:
             self.take(Link("lost" if known else "connecting", attempt))
             try:
                 async with RingClient(
-                    self.name, timeout=TIMEOUT_S, keys=self.keys, insecure=self.insecure, coalesce=False
+                    self.name,
+                    timeout=TIMEOUT_S,
+                    keys=self.keys,
+                    insecure=self.insecure,
+                    coalesce=False,
+                    gather=GATHER_S,
                 ) as client:
                     self.take(Link("connected"))
                     known, attempt, self._client = True, 0, client
                     self._connected.set()
                     await self._follow(client)
+            except WrongKeys as error:
+                await self._refused(attempt, error)
             except NoHead:
                 pass
             except RingError as error:
-                self.take(Link("refused", attempt, str(error)))
-                await asyncio.sleep(TIMEOUT_S)
+                await self._refused(attempt, error)
             finally:
                 self._client = None
                 self._connected.clear()
             await asyncio.sleep(RETRY_S)
+
+    async def _refused(self, attempt: int, error: RingError) -> None:
+        """Say why this head cannot be used, and let some time pass."""
+        self.take(Link("refused", attempt, str(error)))
+        await asyncio.sleep(TIMEOUT_S)
 
     async def _follow(self, client: RingClient) -> None:
         """Until the head returns as one that cannot be used. While it is away, its streams wait with their client."""
         while True:
             try:
                 await self._listen(client)
+            except WrongKeys:
+                raise
             except NoHead:
                 self._connected.clear()
                 await self._return(client)
@@ -100,9 +114,13 @@ class LiveFeed:
         attempt = 1
         while True:
             self.take(Link("lost", attempt))
-            with contextlib.suppress(NoHead):
+            try:
                 await client.status()
                 return
+            except WrongKeys:
+                raise
+            except NoHead:
+                pass
             attempt += 1
 
     async def _listen(self, client: RingClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
+
 NOTHING = "–"
 BLOCKS = " ▁▂▃▄▅▆▇█"
 HUES = ("#6487c4", "#b07698", "#549682", "#b8935a", "#8b7dba", "#5690a3", "#b0755f", "#849458")
@@ -73,3 +75,12 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The beginning of a text on one line, with its line ends marked."""
     return printable(text[:200].strip().replace("\n", "⏎").replace("\t", " "))
+
+
+def tail_of(text: str, width: int) -> str:
+    """The end of a text on one line of so many cells."""
+    line = printable(text[-2 * width :].strip().replace("\n", "⏎").replace("\t", " "))
+    whole = len(text) <= 2 * width
+    while cell_len(line) > width - 2 * (not whole):
+        line, whole = line[1:], False
+    return line if whole else f"… {line}"

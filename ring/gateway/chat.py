@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ring.answers import Completion, GenerateEvent
+from ring.answers import Completion
 from ring.gateway.answer import Ask
 from ring.gateway.errors import BadRequest
 from ring.gateway.generate import token_text
-from ring.gateway.parameters import Parameters, Usage, count
+from ring.gateway.openai import OpenAIForm
+from ring.gateway.parameters import Parameters, Usage
 from ring.wire.clients import FinishReason, Logprob, Message
 from ring.wire.messages import MAX_LOGPROBS
 
@@ -171,31 +170,17 @@ class ChatChunk(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
 
 
-class ChatForm:
+class ChatForm(OpenAIForm[ChunkChoice]):
     """How chats are answered."""
 
     def __init__(self, request: ChatRequest, asks: list[Ask], model: str) -> None:
+        super().__init__(request, "chatcmpl", model)
         self.request = request
         self.count = len(asks)
-        self.model = model
-        self.id = f"chatcmpl-{secrets.token_hex(12)}"
-        self.created = int(time.time())
 
     def opening(self) -> list[msgspec.Struct]:
         """Who speaks."""
-        return [self._chunk([ChunkChoice(index, Delta("assistant", ""))]) for index in range(self.count)]
-
-    def part(self, index: int, event: GenerateEvent) -> msgspec.Struct | None:
-        """The new text."""
-        logprobs = self._logprobs(event.logprobs) if event.logprobs else None
-        if not event.text and logprobs is None and event.finish_reason is None:
-            return None
-        delta = Delta(content=event.text) if event.text else Delta()
-        return self._chunk([ChunkChoice(index, delta, logprobs, event.finish_reason)])
-
-    def closing(self, answers: list[Completion]) -> list[msgspec.Struct]:
-        """The usage, if asked for."""
-        return [self._chunk([], self._usage(answers))] if self.request.wants_usage else []
+        return [self.response([ChunkChoice(index, Delta("assistant", ""))]) for index in range(self.count)]
 
     def whole(self, answers: list[Completion]) -> msgspec.Struct:
         """All choices."""
@@ -203,22 +188,26 @@ class ChatForm:
             ChatChoice(
                 index,
                 ChatAnswer(answer.text),
-                self._logprobs(answer.logprobs) if self.request.logprobs else None,
+                told(answer.logprobs) if self.request.logprobs else None,
                 answer.finish_reason,
             )
             for index, answer in enumerate(answers)
         ]
-        return ChatResponse(self.id, self.created, self.model, choices, self._usage(answers))
+        return ChatResponse(self.id, self.created, self.model, choices, self.usage(answers))
 
-    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
-        unless = None if self.request.wants_usage else UNSET
-        return ChatChunk(self.id, self.created, self.model, choices, usage=usage or unless)
+    def chunk(self, choices: list[ChunkChoice], usage: Usage | UnsetType | None) -> ChatChunk:
+        """A chunk with these choices."""
+        return ChatChunk(self.id, self.created, self.model, choices, usage=usage)
 
-    def _usage(self, answers: list[Completion]) -> Usage:
-        return count([answers[0].prompt_tokens], [len(answer.token_ids) for answer in answers])
+    def piece(self, index: int, text: str, logprobs: list[list[Logprob]], reason: FinishReason | None) -> ChunkChoice:
+        """A choice's part of a chunk."""
+        delta = Delta(content=text) if text else Delta()
+        return ChunkChoice(index, delta, told(logprobs) if logprobs else None, reason)
 
-    def _logprobs(self, rows: list[list[Logprob]]) -> ChatLogprobs:
-        return ChatLogprobs([describe(own, [describe(token) for token in top]) for own, *top in rows])
+
+def told(rows: list[list[Logprob]]) -> ChatLogprobs:
+    """Log-probabilities as OpenAI writes them."""
+    return ChatLogprobs([describe(own, [describe(token) for token in top]) for own, *top in rows])
 
 
 def describe(token: Logprob, top: list[ChatLogprob] | UnsetType = UNSET) -> ChatLogprob:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ring.answers import Completion, GenerateEvent
+from ring.answers import Completion
 from ring.gateway.answer import Ask
 from ring.gateway.errors import BadRequest
 from ring.gateway.generate import TokenId, token_text
-from ring.gateway.parameters import Parameters, Usage, count
+from ring.gateway.openai import OpenAIForm
+from ring.gateway.parameters import Parameters, Usage
 from ring.wire.clients import FinishReason, Logprob
 from ring.wire.messages import MAX_LOGPROBS
 
@@ -99,47 +98,33 @@ class CompletionResponse(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
 
 
-class CompletionForm:
+class CompletionForm(OpenAIForm[CompletionChoice]):
     """How completions are answered."""
 
     def __init__(self, request: CompletionRequest, asks: list[Ask], model: str) -> None:
-        self.request = request
-        self.model = model
-        self.id = f"cmpl-{secrets.token_hex(12)}"
-        self.created = int(time.time())
+        super().__init__(request, "cmpl", model)
         self._echoes = [ask["prompt"] if request.echo else "" for ask in asks]
         self._offsets = [0] * len(asks)
 
     def opening(self) -> list[msgspec.Struct]:
         """The prompts, if they are to be echoed."""
-        return [self._response([CompletionChoice(k, echo)]) for k, echo in enumerate(self._echoes) if echo]
-
-    def part(self, index: int, event: GenerateEvent) -> msgspec.Struct | None:
-        """The new text."""
-        logprobs = self._logprobs(index, event.logprobs)
-        if not event.text and logprobs is None and event.finish_reason is None:
-            return None
-        return self._response([CompletionChoice(index, event.text, logprobs, event.finish_reason)])
-
-    def closing(self, answers: list[Completion]) -> list[msgspec.Struct]:
-        """The usage, if asked for."""
-        return [self._response([], self._usage(answers))] if self.request.wants_usage else []
+        return [self.response([CompletionChoice(k, echo)]) for k, echo in enumerate(self._echoes) if echo]
 
     def whole(self, answers: list[Completion]) -> msgspec.Struct:
         """All choices."""
         choices = [
-            CompletionChoice(k, self._echoes[k] + answer.text, self._logprobs(k, answer.logprobs), answer.finish_reason)
+            self.piece(k, self._echoes[k] + answer.text, answer.logprobs, answer.finish_reason)
             for k, answer in enumerate(answers)
         ]
-        return self._response(choices, self._usage(answers))
+        return self.response(choices, self.usage(answers))
 
-    def _response(self, choices: list[CompletionChoice], usage: Usage | None = None) -> CompletionResponse:
-        unless = None if self.request.wants_usage else UNSET
-        return CompletionResponse(self.id, self.created, self.model, choices, usage=usage or unless)
+    def chunk(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> CompletionResponse:
+        """A chunk with these choices, or all of the answer."""
+        return CompletionResponse(self.id, self.created, self.model, choices, usage=usage)
 
-    def _usage(self, answers: list[Completion]) -> Usage:
-        firsts = answers[:: self.request.n or 1]
-        return count([answer.prompt_tokens for answer in firsts], [len(answer.token_ids) for answer in answers])
+    def piece(self, index: int, text: str, logprobs: list[list[Logprob]], reason: FinishReason | None) -> CompletionChoice:
+        """A choice, or its part of a chunk."""
+        return CompletionChoice(index, text, self._logprobs(index, logprobs), reason)
 
     def _logprobs(self, index: int, rows: list[list[Logprob]]) -> CompletionLogprobs | None:
         if not rows:

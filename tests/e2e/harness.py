@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +37,7 @@ class NodeRing:
         *self.ports, client_port = free_ports(stages + 1)
         self.clients = f"tcp://127.0.0.1:{client_port}"
         self.nodes: dict[int, Node | ColdNode] = {}
-        self.logs = shards.parent / f"logs-{client_port}"
-        self.logs.mkdir()
+        self.logs = Path(tempfile.mkdtemp(prefix="logs-", dir=shards.parent))  # ports come again, folders must not
 
     def address(self, stage: int) -> str:
         """Where a stage listens."""

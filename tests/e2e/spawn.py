@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Node:
 
     def __init__(self, arguments: list[str], log: Path, namespace: str | None = None) -> None:
         log.touch()
-        given = (arguments, str(log), namespace)
+        given = (arguments, str(log), None, namespace)
         self._process: ForkServerProcess = context.Process(target=run_ring, args=given, daemon=True)
         self._process.start()
         assert self._process.pid is not None
@@ -82,13 +83,24 @@ def enter(namespace: str) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def run_ring(arguments: list[str], log: str, namespace: str | None) -> None:
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `ring` with these words to its end, with nothing to read."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / name) for name in ("out", "err")]
+        process = context.Process(target=run_ring, args=(list(words), *files), daemon=True)
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(words, process.exitcode, *(Path(file).read_text() for file in files))
+
+
+def run_ring(arguments: list[str], out: str, err: str | None = None, namespace: str | None = None) -> None:
     """What the forked process does."""
     if namespace is not None:
         enter(namespace)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for number, name in ((1, out), (2, err or out)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ |= {"PYTHONWARNINGS": "ignore", "COLUMNS": "400"}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["ring", *arguments]

@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from ring.launch import free_ports
 from tests.e2e.harness import NodeRing
+from tests.e2e.spawn import command
 from tests.tui.terminal import Terminal
 from weights_tools.pocket import path as pocket_path
 from weights_tools.split import split
@@ -41,11 +43,18 @@ def right_pane(screen: str) -> str:
     return bare(re.sub(r"[│▁▂▃▄▅▆▇█]", "", "".join(lines)))
 
 
-async def command(*arguments: str) -> str:
-    """What `ring` prints with these arguments."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ring", *arguments, stdout=subprocess.PIPE)
-    output, _ = await process.communicate()
-    return output.decode()
+async def figures(*words: str) -> Any:
+    """What `ring` prints with these words, as JSON."""
+    done = await asyncio.to_thread(command, *words, "--json")
+    return json.loads(done.stdout)
+
+
+def shown_parts(screen: str) -> tuple[float, dict[str, float]]:
+    """The mean lap on the screen, and its parts by name, in milliseconds."""
+    found = re.search(r"a lap (\S+) ms = (.+?) {3}", screen)
+    assert found
+    parts = {name: float(value) for name, value in (part.split() for part in found[2].split(" + "))}
+    return float(found[1]), parts
 
 
 def test_the_screen_agrees_with_the_ring_and_survives_a_killed_node_and_head(shards: Path, tmp_path: Path) -> None:
@@ -55,28 +64,36 @@ def test_the_screen_agrees_with_the_ring_and_survives_a_killed_node_and_head(sha
         with Terminal(["tui", "--head", ring.clients, "--record", str(recording)]) as terminal:
             await terminal.until("✓ idle", "Type a prompt", "● rec")
 
-            # The same greedy prompt: here, and by `ring ask`.
+            # `ring ask` alone: its laps are all that the dashboard has seen, and every part of them is what it says.
+            asked = await figures("ask", "def fibonacci(n):", "--head", ring.clients)
+            stages = asked["timings"]["stages"]
+            laps = stages[0]["laps"]
+            screen = await terminal.until(f"mean of {laps:,} laps", "✓ idle")
+            whole, parts = shown_parts(screen)
+            for names, field in ((["queue"], "queue_s"), (["compute"], "compute_s"), (["send", "wire"], "wire_s")):
+                told = sum(stage[field] for stage in stages) / laps * 1e3
+                assert sum(parts[name] for name in names) == pytest.approx(told, abs=0.011 * len(names)), (field, screen)
+            assert sum(parts.values()) == pytest.approx(whole, abs=1e-9)
+
+            # The same greedy prompt here.
             terminal.keys("def fibonacci(n):\r")
             await terminal.until("max len", "128 tokens")
-            asked = json.loads(await command("ask", "def fibonacci(n):", "--head", ring.clients, "--json"))
             await terminal.until("tokens after a prompt of")
             shown = right_pane(terminal.text)
             assert bare(asked["text"])[-100:] in shown
             assert f"128tokensafterapromptof{asked['prompt_tokens']}" in shown
 
             # The ring's own figures.
-            status = json.loads(await command("status", "--head", ring.clients, "--json"))
+            status = await figures("status", "--head", ring.clients)
             screen = await terminal.until("✓ idle", "0 running")
             assert f"{status['model']} · 3 stages · {status['dtype']}" in screen
             for stage in status["stages"]:
                 info = stage["info"]
                 assert f"layers {info['first_layer']}-{info['end_layer'] - 1}" in screen
                 assert info["host"] in screen
-            # 128 tokens asked for: 127 decode laps and the prefill, once from here and once from `ring ask`.
-            laps = next(iter(asked["timings"]["stages"]))["laps"]
-            assert f"mean of {2 * laps:,} laps" in screen
-            whole, parts = re.search(r"a lap (\S+) ms = (.+?) {3}", screen).groups()  # type: ignore[union-attr]
-            assert sum(float(part.split()[1]) for part in parts.split(" + ")) == pytest.approx(float(whole), abs=1e-9)
+            assert f"mean of {2 * laps:,} laps" in screen, "as many once more"
+            whole, parts = shown_parts(screen)
+            assert sum(parts.values()) == pytest.approx(whole, abs=1e-9)
 
             # Every other view.
             terminal.keys("\x1b")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ring.answers import NoHead, RingError
+from ring.answers import NoHead, RingError, WrongKeys
 from ring.client import RingClient
 from ring.keyring import make_keys
 from ring.wire.clients import GetStatus, Status
@@ -23,6 +21,10 @@ from ring.wire.frames import encode
 from ring.wire.keys import KeyFileError, load_keys
 from ring.wire.messages import LinkDown, Release
 from tests.e2e.harness import NodeRing
+from tests.e2e.spawn import command as run
+from tests.tui.drive import until_shown
+from tui.app import Dashboard
+from tui.feed import LiveFeed
 
 NODES = ["alpha", "beta", "gamma"]
 
@@ -66,8 +68,15 @@ def test_friends_are_served(ring: KeyedRing) -> None:
     assert len(asyncio.run(complete(ring, ring.keys))) == 5
 
 
-@pytest.mark.parametrize("who", ["no key", "another ring's key", "our ring's public key but a key of their own"])
-def test_strangers_are_not(ring: KeyedRing, keys: Path, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [
+        ("no key", "asks for keys; give --keys the folder"),
+        ("another ring's key", "they are another ring's"),
+        ("our ring's public key but a key of their own", "does not let in the key of"),
+    ],
+)
+def test_strangers_are_not_and_learn_why(ring: KeyedRing, keys: Path, tmp_path: Path, who: str, told: str) -> None:
     folder: Path | None = None
     if who != "no key":
         folder = keys / "theirs" / "mallory"
@@ -76,9 +85,25 @@ def test_strangers_are_not(ring: KeyedRing, keys: Path, tmp_path: Path, who: str
         shutil.copytree(keys / "theirs" / "mallory", folder)
         shutil.copy2(keys / "ours" / "laptop" / "ring.key", folder / "ring.key")
         (folder / "ring.key_secret").unlink()
-    with pytest.raises(NoHead):
+    with pytest.raises(WrongKeys, match=told):
         asyncio.run(complete(ring, folder))
+    asked = run("status", "--head", ring.clients, *(["--keys", str(folder)] if folder else []))
+    assert asked.returncode == 1 and told in asked.stderr and asked.stderr.count("\n") == 1
+    asyncio.run(dashboard_says(ring, folder, "This head cannot be used", told))
     assert len(asyncio.run(complete(ring, ring.keys))) == 5
+
+
+async def dashboard_says(ring: NodeRing, folder: Path | None, *words: str) -> None:
+    app = Dashboard(LiveFeed(ring.clients, folder))
+    async with app.run_test(size=(200, 40)) as pilot:
+        await until_shown(pilot, *words)
+
+
+def test_keys_for_a_ring_without_are_told_so(llama: Path, keys: Path) -> None:
+    with NodeRing(llama / "shards-1", 1) as ring:
+        with pytest.raises(WrongKeys, match="uses no keys; leave out --keys"):
+            asyncio.run(complete(ring, keys / "ours" / "laptop"))
+        asyncio.run(dashboard_says(ring, keys / "ours" / "laptop", "This head cannot be used", "uses no keys"))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -119,10 +144,6 @@ def test_revoke_and_allow_count_from_the_next_connection_on(ring: KeyedRing, key
     assert run("keys", "allow", head, "other", str(other / "me.key")).returncode == 0
     assert len(asyncio.run(complete(ring, other))) == 5
     assert "other" in run("keys", "show", head).stdout
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ring", *words], capture_output=True, text=True, check=False)
 
 
 def test_the_keys_command(tmp_path: Path) -> None:

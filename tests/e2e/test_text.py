@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer
 from ring.answers import RingError
 from ring.sync import SyncRingClient
 from tests.e2e.harness import NodeRing
+from tests.e2e.spawn import command
 from tests.models import generate
 from weights_tools.pocket import path as pocket_path
 
@@ -31,10 +31,6 @@ def expected() -> tuple[str, list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(pocket_path())
     (ids,) = generate(pocket_path(), [tokenizer(PROMPT)["input_ids"]], 40)
     return str(tokenizer.decode(ids, skip_special_tokens=True)), ids
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ring", *words], capture_output=True, text=True, check=False)
 
 
 def test_text_equals_transformers(ring: NodeRing, expected: tuple[str, list[int]]) -> None:
@@ -95,8 +91,10 @@ def test_status_command(ring: NodeRing) -> None:
 
 
 def test_no_head_is_one_sentence() -> None:
-    for words in (["ask", "x"], ["status"]):
-        done = command(*words, "--head", "tcp://127.0.0.1:9")
+    with ThreadPoolExecutor() as at_once:
+        words = (["ask", "x"], ["status"])
+        results = list(at_once.map(lambda one: command(*one, "--head", "tcp://127.0.0.1:9"), words))
+    for done in results:
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert "no head answers" in done.stderr

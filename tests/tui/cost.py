@@ -2,6 +2,7 @@
 
 It runs the dashboard as a user would, `ring tui` on a terminal of 140x40, against a head in this process that sends laps
 of three hops, with four prompts streaming. The figures are processor time of the dashboard's process over wall time.
+Then an hour of such laps, two million, is told to the model as fast as it takes them, and its memory is watched.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import psutil
 
 from ring.wire.clients import LapRun
 from tests.tui.fake_head import FakeHead
+from tests.tui.hours import live
 from tests.tui.scenes import pipeline, status
 from tests.tui.terminal import Terminal
+from tui.state.model import Model
 
 SPAN_S = 20.0
 WARM_S = 4.0
 RATE = 500
+LAPS = 2_000_000
+GROWTH_MB = 10.0
 LIMITS = {"idle": 2.0, f"{RATE} traces/s, overview": 25.0, f"{RATE} traces/s, waterfall": 25.0}
 
 
@@ -77,6 +82,14 @@ async def main() -> None:
             terminal.keys("2")
             await report(f"{RATE} traces/s, waterfall")
             streaming.cancel()
+    print(f"{'':28}{'laps':>10}{'hours':>8}{'memory':>10}")
+    model, memory = Model(), []
+    for quarter in range(4):
+        live(model, quarter * LAPS // 4, LAPS // 4, RATE)
+        memory.append(psutil.Process().memory_info().rss / 1e6)
+        laps = (quarter + 1) * LAPS // 4
+        print(f"{'the model, as fast as it can':28}{laps:>10,}{laps / RATE / 3600:>8.1f}{memory[-1]:>7.0f} MB", flush=True)
+    too_much |= memory[-1] - memory[0] > GROWTH_MB
     if too_much:
         raise SystemExit("more than the dashboard may cost")
 

@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from tests.tui.fake_head import FakeHead
 from tui.app import Dashboard
 from tui.feed import LiveFeed
+from tui.screens.base import View
 from tui.widgets.prompt import Prompt
 
 PATIENCE_S = 8.0
@@ -57,6 +58,20 @@ async def until_shown(pilot: Pilot[None], *words: str) -> str:
         missing = [word for word in words if word not in text_of(app)]
         raise AssertionError(f"never shown: {missing}\n{error}") from None
     return text_of(app)
+
+
+async def settle(pilot: Pilot[None]) -> None:
+    """Draw all that is known: what is laid out by one drawing is filled by the next."""
+    app = pilot.app
+    assert isinstance(app, Dashboard)
+    before, same = "", 0
+    while same < 3:
+        app.model.tick(app.feed.now())
+        if isinstance(app.screen, View):
+            app.screen.draw(True)
+        await pilot.pause()
+        same = same + 1 if text_of(app) == before else 0
+        before = text_of(app)
 
 
 @asynccontextmanager

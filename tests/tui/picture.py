@@ -45,6 +45,7 @@ async def draw(clients: str) -> str:
         await pilot.press("escape", "up")
         while app.model.condition != "running" or app.model.status is None or app.model.status.tokens_per_s == 0:
             await pilot.pause(0.1)
+        app.select(max(stream.number for stream in app.model.streams.values() if stream.running))
         await pilot.pause(1.0)
         return app.export_screenshot(title="ring up")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ring.wire.clients import Event
-from tests.tui.drive import asynchronous, text_of, until
+from tests.tui.drive import asynchronous, settle, text_of, until
 from tests.tui.scenes import STARTED, StillFeed, running
 from tui.app import Dashboard
 from tui.messages import Message
@@ -40,9 +40,7 @@ async def test_a_replay_shows_what_the_live_dashboard_showed(tmp_path: Path) -> 
         app = Dashboard(feed)
         async with app.run_test(size=(140, 40), notifications=True) as pilot:
             await until(pilot, lambda app=app: len(app.model.events) == 3 and app.model.status.running == 3)  # type: ignore[misc]
-            app.model.tick(app.model.now)
-            app.screen.draw(True)  # type: ignore[attr-defined]
-            await pilot.pause()
+            await settle(pilot)
             lines = text_of(app).splitlines()
             shown.append((lines[1:-4], [stream.text for stream in app.model.streams.values()]))
     assert shown[0] == shown[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.drive import LARGE, SMALL, asynchronous, text_of
+from tests.tui.drive import LARGE, SMALL, asynchronous, settle, text_of
 from tests.tui.scenes import ADDRESS, StillFeed, broken, found, lost, running, status
 from tui.app import Dashboard
 from tui.messages import Link, Message
@@ -66,10 +66,7 @@ async def test_the_pictures_are_as_they_were(
         for name, keys in pictures.items():
             for key in keys:
                 await pilot.press(key)
-            for _ in range(3):  # what is laid out by one drawing is filled by the next
-                app._drawn = (-1, float("-inf"))
-                app.draw()
-                await pilot.pause()
+            await settle(pilot)
             compare(app, FOLDER / f"{name}-{size[0]}x{size[1]}.svg", tmp_path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+from collections import deque
 from itertools import pairwise
 
 import msgspec
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring.wire.clients import Event, Lap, LapHop, LapRun
+from tests.tui.hours import live
 from tests.tui.scenes import COMPUTE_MS, PROMPTS, broken, found, lost, pipeline, running, status, timings
 from tui.messages import Asked, Ended, Grew, Link, Message, Options
 from tui.state.bottleneck import bottleneck
@@ -243,7 +246,7 @@ def test_a_lost_stage_is_named_with_its_host_and_layers() -> None:
     model = told(broken())
     assert model.condition == "broken"
     assert lost_stage(model.status) == 1
-    words = describe("broken", model.link, model.status, "HEAD", 3.4, 2, "")
+    words = describe("broken", model.link, model.status, "HEAD", 3.4, 2, False)
     assert words.title == "Lost 3 s ago: stage 1 (beta, layers 4-7)"
     assert "2 streams of yours wait for it" in words.reason
     assert lost_stage(status("forming")) is None
@@ -284,6 +287,19 @@ def test_streams_and_events_are_bounded() -> None:
     for number in range(EVENTS + 10):
         model.take(Event(1, 0.0, "info", -1, str(number)), 1.0)
     assert len(model.events) == EVENTS and model.happened == EVENTS + 10
+
+
+def test_hours_leave_no_more_behind_than_minutes() -> None:
+    model = Model()
+    model.log.kept = 1000
+    model.events = deque(maxlen=20)
+    held = []
+    for part in range(3):  # four hours each, in which 200 prompts come and go: as many as are kept
+        live(model, part * 40_000, 40_000, rate=2.8)
+        gc.collect()
+        held.append(len(gc.get_objects()))
+    assert len(model.log.laps) == 1000 and model.happened == 600
+    assert abs(held[2] - held[1]) < 1000, held
 
 
 def test_a_streams_own_figures_until_the_head_tells_its() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -32,7 +34,7 @@ def quiet(bindings: list[Binding]) -> list[Binding]:
 
 
 class View(Screen[None]):
-    """One of the four views. `draw` is called at most five times a second, and only while the view is on screen.
+    """One of the four views. `draw` is called at most ten times a second, and only while the view is on screen.
 
     Figures are drawn anew twice a second only, as nobody reads ten numbers a second; `figures` says when.
     """
@@ -62,8 +64,13 @@ class View(Screen[None]):
         self.draw_soon()
 
     def draw_soon(self) -> None:
-        """Draw once the layout is done; never while it is still being put together or taken apart."""
-        self.call_after_refresh(lambda: self.draw(True) if self.query(Headline) else None)
+        """Draw once the layout is done."""
+        self.call_after_refresh(self.draw_what_is_there, True)
+
+    def draw_what_is_there(self, figures: bool) -> None:
+        """Draw; while the screen is being put together or taken apart, as far as its parts are there."""
+        with contextlib.suppress(NoMatches):
+            self.draw(figures)
 
     def action_back(self) -> None:
         """To the overview."""
@@ -71,6 +78,7 @@ class View(Screen[None]):
 
     def draw(self, figures: bool) -> None:
         """Show the model as it stands; to be called before a view draws its own parts."""
-        self.query_one(Headline).draw(self.dashboard.model, self.dashboard.note)
-        for panel in self.query(StatePanel):
-            panel.draw(self.dashboard.model, self.dashboard.feed.name)
+        if figures:
+            self.query_one(Headline).draw(self.dashboard.model, self.dashboard.note)
+            for panel in self.query(StatePanel):
+                panel.draw(self.dashboard.model, self.dashboard.feed.name, self.dashboard.starting)

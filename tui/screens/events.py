@@ -6,22 +6,15 @@ import time
 
 from textual import on
 from textual.app import ComposeResult
-from textual.content import Content
 
 from tui.screens.base import View
 from tui.units import one_line
 from tui.widgets.columns import Column
-from tui.widgets.panel import Panel, Piece
+from tui.widgets.panel import Paragraph, Piece, entitle
 from tui.widgets.rows import Rows
 from tui.widgets.state_panel import StatePanel
 
 STYLES = {"info": "", "warning": "bold $text-warning", "error": "bold $text-error"}
-
-
-class Wrapped(Panel):
-    """The selected event's whole sentence."""
-
-    WRAPS = True
 
 
 class Events(View):
@@ -29,23 +22,23 @@ class Events(View):
 
     AUTO_FOCUS = "Rows"
     CSS = """
-    Events Rows, Events Wrapped {
+    Events Rows, Events #whole {
         border: round $panel-lighten-1; border-title-color: $text-muted; border-subtitle-color: $text-muted; padding: 0 1;
     }
     Events Rows:focus { border: round $primary 60%; }
-    Events Wrapped { height: auto; max-height: 8; }
+    Events #whole { height: auto; max-height: 8; }
     Events #none { padding: 1 3; color: $text-muted; }
     """
 
     def body(self) -> ComposeResult:
         yield StatePanel(classes="brief")
-        yield Panel("Nothing has happened since the dashboard started.", id="none")
+        yield Paragraph("Nothing has happened since the dashboard started.", id="none")
         yield Rows("events")
-        yield Wrapped()
+        yield Paragraph(id="whole")
 
     def draw(self, figures: bool) -> None:
         super().draw(figures)
-        model, rows, wrapped = self.dashboard.model, self.query_one(Rows), self.query_one(Wrapped)
+        model, rows, wrapped = self.dashboard.model, self.query_one(Rows), self.query_one("#whole", Paragraph)
         self.query_one("#none").display = not model.events
         rows.display = wrapped.display = bool(model.events)
         first = model.happened - len(model.events)
@@ -60,8 +53,8 @@ class Events(View):
         rows.draw(columns, list(range(first, model.happened)), cells)
         if rows.selected is not None and rows.selected >= first:
             event = model.events[rows.selected - first]
-            wrapped.border_title = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.at))} · {event.severity}"
-            wrapped.show(Content(event.message))
+            entitle(wrapped, f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.at))} · {event.severity}")
+            wrapped.show(event.message)
 
     @on(Rows.Moved)
     def _moved(self) -> None:

@@ -66,7 +66,6 @@ class OptionsScreen(ModalScreen[Options | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Leave as it was"),
-        Binding("enter", "keep", "Keep", priority=True),
         Binding("down", "app.focus_next", "Next", show=False),
         Binding("up", "app.focus_previous", "Previous", show=False),
     ]
@@ -85,6 +84,7 @@ class OptionsScreen(ModalScreen[Options | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "sampling of the next prompts"
+            box.border_subtitle = "Enter keeps · Escape leaves all as it was"
             with Grid():
                 for name, (label, hint) in FIELDS.items():
                     yield Label(label)
@@ -106,6 +106,6 @@ class OptionsScreen(ModalScreen[Options | None]):
         """Close without a change."""
         self.dismiss(None)
 
-    @on(Input.Submitted)
+    @on(Input.Submitted)  # not a priority binding, which would overtake what was typed just before
     def _submitted(self) -> None:
         self.action_keep()

@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 
 from tui.screens.base import STREAM_KEYS, View
+from tui.widgets.panel import entitle
 from tui.widgets.prompt import Prompt
 from tui.widgets.ring_view import RingView
 from tui.widgets.rows import Rows
@@ -30,7 +31,7 @@ class Overview(View):
     }
     Overview #streams { height: 1fr; min-height: 3; }
     Overview StreamTable { width: 50%; padding: 0 1; }
-    Overview StreamText { width: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+    Overview StreamText { width: 1fr; padding: 0 1; }
     Overview #streams > *:focus { border: round $primary; }
     Overview.-short RingView, Overview.-short StageTable { border: none; }
     Overview.-short #streams > *, Overview.-short #streams > *:focus { border: none; border-top: solid $panel-lighten-1; }
@@ -50,9 +51,7 @@ class Overview(View):
 
     def on_mount(self) -> None:
         """Name the panes."""
-        self.query_one(RingView).border_title = "ring"
         self.query_one(StageTable).border_title = "stages · last minute"
-        self.query_one(StreamText).border_title = "text"
 
     def draw(self, figures: bool) -> None:
         super().draw(figures)
@@ -69,14 +68,14 @@ class Overview(View):
         if self._layout() != before:  # what appears has its size only after the next layout
             self.draw_soon()
         if ring.display:
-            ring.draw(model)
+            ring.draw(model, figures)
         if figures:
             stages.draw(model)
             table.show_model(model)
             self.show_options()
         if dashboard.selected is None and table.selected is not None:
             dashboard.selected = table.selected
-        text.draw(dashboard.selected_stream, model.ready)
+        text.draw(dashboard.selected_stream, model.ready, figures)
 
     def _layout(self) -> tuple[bool, ...]:
         """Which parts are there, and how."""
@@ -91,9 +90,8 @@ class Overview(View):
         words += [f"top-k {options.top_k}"] if options.top_k else []
         words += [f"seed {options.seed}"] if options.seed is not None else []
         words += [f"{len(options.stop)} stop"] if options.stop else []
-        prompt.border_subtitle = " · ".join(words) + " · ^O options"
         lines = prompt.document.line_count
-        prompt.border_title = f"prompt · {lines} lines" if lines > 1 else "prompt"
+        entitle(prompt, f"prompt · {lines} lines" if lines > 1 else "prompt", " · ".join(words) + " · ^O options")
 
     def action_back(self) -> None:
         """From the keys to the prompt."""

@@ -7,14 +7,13 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.content import Content
 
 from tui.screens.base import STREAM_KEYS, View, quiet
 from tui.state.laps import end_ns, letter
 from tui.state.streams import Stream
 from tui.units import one_line, seconds
 from tui.widgets.lap_table import LapTable
-from tui.widgets.panel import Panel, Piece
+from tui.widgets.panel import Line, Paragraph, entitle
 from tui.widgets.state_panel import StatePanel
 from tui.widgets.token_strip import TokenStrip
 
@@ -39,26 +38,26 @@ class Trace(View):
 
     def body(self) -> ComposeResult:
         yield StatePanel(classes="brief")
-        yield Panel(id="none")
+        yield Paragraph(id="none")
         yield TokenStrip()
         yield LapTable()
 
     def draw(self, figures: bool) -> None:
         super().draw(figures)
         stream = self.dashboard.selected_stream
-        none, strip, table = self.query_one("#none", Panel), self.query_one(TokenStrip), self.query_one(LapTable)
+        none, strip, table = self.query_one("#none", Paragraph), self.query_one(TokenStrip), self.query_one(LapTable)
         none.display = stream is None
         strip.display = table.display = stream is not None
         if stream is None:
-            none.show(Content("No prompt is selected. Press / and ask something, then come back with 3."))
+            none.show("No prompt is selected. Press / and ask something, then come back with 3.")
         elif figures:
             strip.draw(self.dashboard.model, stream)
-            strip.border_title = f"prompt {stream.number} · {one_line(stream.prompt)[:60]} · {stream.state}"
+            entitle(strip, f"prompt {stream.number} · {one_line(stream.prompt)[:60]} · {stream.state}")
             self._draw_token(stream, strip.selected(stream))
 
     def _draw_token(self, stream: Stream, token: int | None) -> None:
         table = self.query_one(LapTable)
-        table.border_title = "token" if token is None else f"token {token + 1} of {stream.tokens:,}"
+        entitle(table, "token" if token is None else f"token {token + 1} of {stream.tokens:,}")
         if token is None:
             return table.say(f"{stream.state}: its first token has not come yet. {stream.detail}")
         model = self.dashboard.model
@@ -70,7 +69,7 @@ class Trace(View):
         others = len(lap.runs) - 1
         company = "alone" if not others else f"with {others} other sequence{'' if others == 1 else 's'}"
         position = (model.prompt_tokens(stream) or 0) + token
-        lines: list[list[Piece]] = [[f"position {position} · microbatch {lap.microbatch} ({letter(lap)}) · {company}"]]
+        lines: list[Line] = [[f"position {position} · microbatch {lap.microbatch} ({letter(lap)}) · {company}"]]
         before = model.lap_of_token(stream, token - 1) if token else None
         if token == 0:
             ttft = seconds(stream.ttft)

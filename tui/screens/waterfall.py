@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from textual import on
 from textual.app import ComposeResult
-from textual.content import Content
 
 from tui.screens.base import View
 from tui.widgets.gantt import Gantt
 from tui.widgets.lap_table import LapTable, runs_line, title
-from tui.widgets.panel import Panel
+from tui.widgets.panel import Paragraph, entitle
 from tui.widgets.state_panel import StatePanel
 
 LEGEND = "█ decode  ▒ prefill  ╌ arrived and waiting  · nothing to compute: the bubble; letters name microbatches"
@@ -33,9 +32,9 @@ class Waterfall(View):
 
     def body(self) -> ComposeResult:
         yield StatePanel(classes="brief")
-        yield Panel(id="none")
+        yield Paragraph(id="none")
         yield Gantt()
-        yield Panel(LEGEND, id="legend")
+        yield Paragraph(LEGEND, id="legend")
         yield LapTable()
 
     def draw(self, figures: bool) -> None:
@@ -45,22 +44,20 @@ class Waterfall(View):
             return
         model, gantt, table = self.dashboard.model, self.query_one(Gantt), self.query_one(LapTable)
         some = bool(model.log.laps)
-        none = self.query_one("#none", Panel)
+        none = self.query_one("#none", Paragraph)
         none.display = not some
         gantt.display = table.display = some
         if not some:
-            none.show(
-                Content("Nothing has gone round yet. Press / and ask something: its laps appear here as they come round.")
-            )
+            none.show("Nothing has gone round yet. Press / and ask something: its laps appear here as they come round.")
             return
         gantt.draw(model)
-        gantt.border_title = "waterfall · paused" if gantt.paused else "waterfall · live"
+        entitle(gantt, "waterfall · paused" if gantt.paused else "waterfall · live")
         lap = gantt.chosen
         if lap is None:
-            table.border_title = "lap"
+            entitle(table, "lap")
             table.say("← and → or a click pick a lap: what it carried, and where each of its milliseconds went.")
         else:
-            table.border_title = title(lap)
+            entitle(table, title(lap))
             table.draw(lap, [[runs_line(lap)]])
 
     @on(Gantt.Changed)

@@ -47,16 +47,23 @@ class Words:
 
 
 def describe(
-    which: Condition, link: Link, status: Status | None, head: str, seconds: float, waiting: int, command: str
+    which: Condition, link: Link, status: Status | None, head: str, seconds: float, waiting: int, starting: bool
 ) -> Words:
-    """The words for a state that has lasted `seconds`, with `waiting` streams of this dashboard unfinished."""
+    """The words for a state that has lasted `seconds`, with `waiting` streams of this dashboard unfinished; `starting` is
+    whether the ring is being started together with the dashboard."""
     since, detail = f"{seconds:.0f} s", status.detail if status else ""
     match which:
+        case "connecting" if starting:
+            return Words(
+                "The ring is starting",
+                f"Its nodes read their shards, for {since}.",
+                "You can type already: what you send waits until the ring has formed.",
+            )
         case "connecting":
             return Words(
                 f"Connecting to {head}",
                 f"No head answers there yet: attempt {max(1, link.attempt)}, for {since}.",
-                f"Start a ring with `ring up`, or give the head's address: {command}. This goes on by itself.",
+                "Start a ring with `ring up`, or give the head's address: ring tui --head ADDR. This goes on by itself.",
             )
         case "lost":
             return Words(
@@ -65,7 +72,8 @@ def describe(
                 "What is on screen is from before. This goes on by itself when the head is back, and so do the streams.",
             )
         case "refused":
-            return Words("This head cannot be used", link.detail, "Tried again every few seconds; nothing else is needed here.")
+            advice = "Tried again every few seconds. If it is this dashboard that must change, start it again."
+            return Words("This head cannot be used", f"{link.detail}.", advice)
         case "forming":
             return Words(
                 "The ring is forming",

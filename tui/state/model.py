@@ -14,6 +14,7 @@ from tui.state.streams import Stream
 
 EVENTS = 2000
 ENDED_STREAMS = 200
+LAG_S = 0.2
 BUSY_S = 1.5
 """The ring counts as running for so long after a lap."""
 
@@ -100,6 +101,16 @@ class Model:
     def ready(self) -> bool:
         """Whether a ring is there to be looked at."""
         return self.condition in ("idle", "running")
+
+    @property
+    def moving(self) -> bool:
+        """Whether the last lap is still shown on its way."""
+        return self.last_lap_at is not None and self.now - self.last_lap_at < self.shown_for
+
+    @property
+    def shown_for(self) -> float:
+        """For how many seconds after its return a lap is shown on its way: as long as it took, and never less than LAG_S."""
+        return max(LAG_S, self.log.laps[-1].duration_ns / 1e9) if self.log.laps else LAG_S
 
     @property
     def condition_for(self) -> float:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from tui.widgets.panel import Piece
+from tui.widgets.panel import Line, Piece
 
 GAP = "  "
 
@@ -28,9 +28,9 @@ def fit(text: str, width: int, right: bool = False) -> str:
     return " " * (width - length) + text if right else text + " " * (width - length)
 
 
-def row(columns: Sequence[Column], cells: Iterable[Piece]) -> list[Piece]:
+def row(columns: Sequence[Column], cells: Iterable[Piece]) -> Line:
     """One line of cells."""
-    pieces: list[Piece] = []
+    pieces: Line = []
     for column, cell in zip(columns, cells, strict=True):
         text, style = cell if isinstance(cell, tuple) else (cell, "")
         pieces += [GAP] if pieces else []
@@ -38,6 +38,6 @@ def row(columns: Sequence[Column], cells: Iterable[Piece]) -> list[Piece]:
     return pieces
 
 
-def heading(columns: Sequence[Column]) -> list[Piece]:
+def heading(columns: Sequence[Column]) -> Line:
     """The line above."""
     return [("  ".join(fit(c.heading, c.width, c.right) for c in columns), "$muted")]

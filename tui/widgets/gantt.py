@@ -8,11 +8,7 @@ from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.content import Content
 from textual.message import Message
-from textual.strip import Strip
-from textual.visual import Visual
-from textual.widget import Widget
 
 from ring.wire.clients import Lap
 from tui.state.bottleneck import bottleneck
@@ -20,7 +16,7 @@ from tui.state.laps import end_ns, intervals, letter, prefills
 from tui.state.model import Model
 from tui.units import HUES, percent
 from tui.widgets.columns import fit
-from tui.widgets.panel import Piece
+from tui.widgets.panel import Line, Panel
 
 LABEL = 11
 TAIL = 11
@@ -44,10 +40,10 @@ class Lane:
         return cls([None] * columns, [0.0] * columns, [None] * columns)
 
 
-class Gantt(Widget, can_focus=True):
+class Gantt(Panel, can_focus=True):
     """Follows the ring until it is paused; a chosen lap pauses it."""
 
-    DEFAULT_CSS = "Gantt { height: 1fr; min-height: 4; padding: 0 1; text-wrap: nowrap; text-overflow: clip; }"
+    DEFAULT_CSS = "Gantt { height: 1fr; min-height: 4; padding: 0 1; }"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "pause", "Pause"),
@@ -72,7 +68,6 @@ class Gantt(Widget, can_focus=True):
         self._end: int | None = None  # where the picture was stopped, on the head's clock
         self._chosen = -1  # a lap's number since the dashboard started
         self._lanes: dict[int, Lane] = {}
-        self._strips: list[Strip] = []
 
     @property
     def paused(self) -> bool:
@@ -178,9 +173,9 @@ class Gantt(Widget, can_focus=True):
     def draw(self, model: Model) -> None:
         """Draw what is in sight."""
         self._model = model
-        columns = self.size.width - 2 - LABEL - TAIL
+        columns = self.size.width - LABEL - TAIL
         if columns < 8 or not model.log.laps:
-            self._show([])
+            self.show([])
             return
         self._fit_span(model, columns)
         end = self._right_edge(model)
@@ -192,37 +187,22 @@ class Gantt(Widget, can_focus=True):
             place(lap, self._lanes, start, self._span / columns)
         found, chosen, thickness = bottleneck(model.stats), self.chosen, self._thickness()
         hosts = {stage.info.stage: stage.info.host for stage in (model.status.stages if model.status else [])}
-        lines: list[Content] = []
+        lines: list[Line] = []
         for stage, lane in self._lanes.items():
             slowest = found is not None and found.stage == stage
             busy = sum(lane.cover) / columns
             label = (fit(f"{stage} {hosts.get(stage, '')}", LABEL - 3) + (" ▲ " if slowest else "   "))[:LABEL]
             style = "bold $text-warning" if slowest else "bold"
             first, body = computing_line(lane, chosen, True), computing_line(lane, chosen, False)
-            blank, tail, none = (" " * LABEL, ""), (f" busy {percent(busy):>5}", "$muted"), ("", "")
-            lines.append(Content.assemble((label, style), *first, tail))
-            # Repeated lines are one object, which is laid out once.
-            middle = Content.assemble(blank, *body)
-            below = [*[middle] * (thickness - 2), Content.assemble(blank, *waiting_line(lane, chosen), none)]
+            blank, tail = " " * LABEL, (f" busy {percent(busy):>5}", "$muted")
+            lines.append([(label, style), *first, tail])
+            below: list[Line] = [*[[blank, *body]] * (thickness - 2), [blank, *waiting_line(lane, chosen)]]
             if thickness > 1:
                 second = body if thickness > 2 else waiting_line(lane, chosen)
-                below[0] = Content.assemble(blank, *second, (f"  gap {percent(1 - busy):>5}", "$muted"))
+                below[0] = [blank, *second, (f"  gap {percent(1 - busy):>5}", "$muted")]
                 lines += below
-        lines.append(Content.assemble(axis(columns, self._span)))
-        self._show(lines)
-
-    def _show(self, lines: list[Content]) -> None:
-        """Lay out each different line once; the widget is drawn line by line, as a picture of many colours is dear."""
-        width, strips = self.size.width, dict[int, Strip]()
-        for line in lines:
-            if id(line) not in strips:
-                strips[id(line)] = Visual.to_strips(self, line, width, 1, self.visual_style)[0]
-        self._strips = [strips[id(line)] for line in lines]
-        self.refresh()
-
-    def render_line(self, y: int) -> Strip:
-        """One line of the picture."""
-        return self._strips[y] if y < len(self._strips) else Strip.blank(self.size.width, self.rich_style)
+        lines.append([axis(columns, self._span)])
+        self.show(lines)
 
     def _fit_span(self, model: Model, columns: int) -> None:
         """Unless zoomed, a span in which some laps fit; it changes only when laps become much longer or shorter."""
@@ -250,9 +230,9 @@ def place(lap: Lap, lanes: dict[int, Lane], start: int, per_column: float) -> No
                 lane.cover[column] = min(1.0, lane.cover[column] + share)
 
 
-def computing_line(lane: Lane, chosen: Lap | None, named: bool) -> list[Piece]:
+def computing_line(lane: Lane, chosen: Lap | None, named: bool) -> Line:
     """Blocks: solid for decode, hatched for prefill, the microbatch's letter at the beginning of each."""
-    pieces: list[Piece] = []
+    pieces: Line = []
     before: Lap | None = None
     for column, lap in enumerate(lane.owner):
         cover = lane.cover[column]
@@ -270,9 +250,9 @@ def computing_line(lane: Lane, chosen: Lap | None, named: bool) -> list[Piece]:
     return merged(pieces)
 
 
-def waiting_line(lane: Lane, chosen: Lap | None) -> list[Piece]:
+def waiting_line(lane: Lane, chosen: Lap | None) -> Line:
     """Below the blocks: microbatches that have arrived and wait."""
-    pieces: list[Piece] = []
+    pieces: Line = []
     for lap in lane.waiting:
         if lap is None:
             pieces.append(" ")
@@ -281,9 +261,9 @@ def waiting_line(lane: Lane, chosen: Lap | None) -> list[Piece]:
     return merged(pieces)
 
 
-def merged(pieces: list[Piece]) -> list[Piece]:
+def merged(pieces: Line) -> Line:
     """Neighbours of one style as one piece."""
-    runs: list[Piece] = []
+    runs: Line = []
     for style, group in groupby(pieces, lambda piece: "" if isinstance(piece, str) else piece[1]):
         runs.append(("".join(piece if isinstance(piece, str) else piece[0] for piece in group), style))
     return runs

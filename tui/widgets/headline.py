@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from statistics import median
 
-from textual.content import Content
-
 from tui.state.condition import lost_stage
 from tui.state.model import Model
 from tui.units import NOTHING, percent, seconds
-from tui.widgets.panel import Panel
+from tui.widgets.panel import Line, Panel
 
 WORDS = {
     "connecting": ("… connecting", "$text-warning"),
@@ -27,7 +25,7 @@ RECENT = 20
 class Headline(Panel):
     """Model, state and the figures of the ring as a whole."""
 
-    DEFAULT_CSS = "Headline { height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; }"
+    DEFAULT_CSS = "Headline { height: 1; padding: 0 1; background: $panel; }"
 
     def draw(self, model: Model, note: str) -> None:
         """Show the model's figures; `note` is the recording's word."""
@@ -35,12 +33,12 @@ class Headline(Panel):
         lost = lost_stage(model.status)
         if model.condition == "broken" and lost is not None:
             word = f"✗ stage {lost} lost"
-        left = Content.assemble(("ring", "bold $text-accent"), "  ", (word, f"bold {colour}"))
+        left: Line = [("ring", "bold $text-accent"), "  ", (word, f"bold {colour}")]
         if note:
-            left += Content.assemble("  ", (note, "bold $text-accent"))
+            left += ["  ", (note, "bold $text-accent")]
         status = model.status
         if status is None:
-            self.show(left)
+            self.show([left])
             return
         ended = [stream.timings for stream in model.streams.values() if stream.timings][-RECENT:]
         ttft = median([t.ttft_s for t in ended if t.ttft_s is not None] or [-1.0])
@@ -49,7 +47,7 @@ class Headline(Panel):
         speed = f"{status.tokens_per_s:.1f} tok/s"
         load = f"KV {kv}  {status.running} running  {status.waiting} waiting"
         latency = f"TTFT {seconds(ttft) if ttft >= 0 else NOTHING}  ITL {seconds(itl) if itl >= 0 else NOTHING}"
-        room = self.size.width - 2 - left.cell_length
+        room = self.size.width - len(f"ring  {word}") - (len(note) + 2 if note else 0)
         right = next(
             (
                 text
@@ -66,4 +64,4 @@ class Headline(Panel):
         middle = f"  {status.model} · {len(status.stages)} stages · {status.dtype}"
         middle = middle if len(middle) + len(right) + 2 <= room else ""
         gap = max(1, room - len(middle) - len(right))
-        self.show(Content.assemble(left, (middle, "$muted"), " " * gap, right))
+        self.show([[*left, (middle, "$muted"), " " * gap, right]])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from textual.content import Content
-
 from ring.wire.clients import Lap
 from tui.state.laps import intervals, letter, tokens
 from tui.units import HUES, bare_ms, parts_of, size
 from tui.widgets.columns import Column, heading, row
-from tui.widgets.panel import Panel, Piece
+from tui.widgets.panel import Line, Panel
 
 MOMENTS = (Column("stage", 5), Column("arrived", 7), Column("started", 7), Column("done", 7), Column("sent", 7))
 PARTS = (Column("queue", 6), Column("compute", 7), Column("send", 6), Column("wire", 6))
@@ -19,18 +17,16 @@ RUNS = 6
 class LapTable(Panel):
     """A lap's bar, table and runs."""
 
-    WRAPS = True
-    DEFAULT_CSS = "LapTable { height: auto; padding: 0 1; text-wrap: nowrap; }"
+    DEFAULT_CSS = "LapTable { padding: 0 1; }"
 
-    def draw(self, lap: Lap, above: list[list[Piece]] | None = None) -> None:
+    def draw(self, lap: Lap, above: list[Line] | None = None) -> None:
         """Show a lap, below further lines."""
-        width = max(20, self.size.width - 2)
-        lines: list[list[Piece]] = [*(above or []), *bar_lines(lap, width), [""], *table_lines(lap, width >= 96)]
-        self.show(Content("\n").join([Content.assemble(*line) for line in lines]))
+        width = max(20, self.size.width)
+        self.show([*(above or []), *bar_lines(lap, width), [""], *table_lines(lap, width >= 96)])
 
     def say(self, words: str) -> None:
         """Show a sentence instead."""
-        self.show(Content.styled(words, "$muted"))
+        self.show([[(words, "$muted")]])
 
 
 def title(lap: Lap) -> str:
@@ -53,9 +49,9 @@ def runs_line(lap: Lap) -> str:
     return "runs: " + ", ".join(words) + (f" and {more} more" if more > 0 else "")
 
 
-def bar_lines(lap: Lap, width: int) -> list[list[Piece]]:
+def bar_lines(lap: Lap, width: int) -> list[Line]:
     """The lap as one bar, each stage in its colour: waiting light, computing solid, on its way a line."""
-    pieces: list[Piece] = []
+    pieces: Line = []
     drawn, at = 0, 0
     for hop in lap.hops:
         hue = HUES[hop.stage % len(HUES)]
@@ -72,18 +68,18 @@ def bar_lines(lap: Lap, width: int) -> list[list[Piece]]:
     return [pieces, [("░ queue  █ compute  ╌ send and wire; the number is the stage", "$muted")]]
 
 
-def table_lines(lap: Lap, wide: bool) -> list[list[Piece]]:
+def table_lines(lap: Lap, wide: bool) -> list[Line]:
     """Moments since the lap's start and durations, in milliseconds; the last row is the sum."""
     columns = (*MOMENTS, *PARTS, *(BYTES if wide else ()))
     flat = [part / 1e6 for hop in lap.hops for part in (hop.queue_ns, hop.compute_ns, hop.send_ns, hop.wire_ns)]
     shown = parts_of(flat)
-    lines: list[list[Piece]] = [heading(columns)]
+    lines: list[Line] = [heading(columns)]
     for index, (hop, part) in enumerate(zip(lap.hops, intervals(lap), strict=True)):
         moments = [bare_ms(moment - lap.started_ns) for moment in (part.arrived, part.started, part.finished, part.sent)]
         durations = shown[4 * index : 4 * index + 4]
         own = hop.queue_ns + hop.compute_ns + hop.send_ns + hop.wire_ns
         extra = [size(hop.bytes), f"{own / max(1, lap.duration_ns) * 100:.0f} %"] if wide else []
-        cells: list[Piece] = [(f"{hop.stage}", f"bold {HUES[hop.stage % len(HUES)]}"), *moments, *durations, *extra]
+        cells: Line = [(f"{hop.stage}", f"bold {HUES[hop.stage % len(HUES)]}"), *moments, *durations, *extra]
         lines.append(row(columns, cells))
     sums = [sum(float(value) for value in shown[kind::4]) for kind in range(4)]
     whole = sum(sums)

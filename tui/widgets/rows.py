@@ -7,18 +7,17 @@ from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.content import Content
 from textual.message import Message
 
-from tui.widgets.columns import Column, heading, row
-from tui.widgets.panel import Panel, Piece
+from tui.widgets.columns import Column, fit, heading, row
+from tui.widgets.panel import Line, Panel, Piece, entitle
 
 
 class Rows(Panel, can_focus=True):
     """Rows by key. The cursor stays on its key while others come and go, or at the end if it was there."""
 
     DEFAULT_CSS = """
-    Rows { height: 1fr; text-wrap: nowrap; text-overflow: clip; }
+    Rows { height: 1fr; }
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -42,9 +41,11 @@ class Rows(Panel, can_focus=True):
         self.keys: list[int] = []
         self._columns: Sequence[Column] = ()
         self._cells: Callable[[int], Sequence[Piece]] = lambda key: ()
+        self._below: Callable[[int], Line] | None = None
         self._cursor = -1  # an index into keys
         self._key: int | None = None
         self._top = 0
+        self._thickness = 1
 
     @property
     def selected(self) -> int | None:
@@ -56,17 +57,25 @@ class Rows(Panel, can_focus=True):
         self._key = key
         self.redraw()
 
-    def draw(self, columns: Sequence[Column], keys: list[int], cells: Callable[[int], Sequence[Piece]]) -> None:
-        """Show these rows; `cells` is asked only for those in sight."""
+    def draw(
+        self,
+        columns: Sequence[Column],
+        keys: list[int],
+        cells: Callable[[int], Sequence[Piece]],
+        below: Callable[[int], Line] | None = None,
+    ) -> None:
+        """Show these rows, each with a line below if there is room; `cells` and `below` are asked only for those in sight."""
         at_end = self._cursor == len(self.keys) - 1
         if at_end and keys and (self._key is None or self._key in keys) and len(keys) > len(self.keys):
             self._key = keys[-1]
-        self.keys, self._columns, self._cells = keys, columns, cells
+        self.keys, self._columns, self._cells, self._below = keys, columns, cells, below
         self.redraw()
 
     def redraw(self) -> None:
         """Draw what is in sight."""
         height = max(1, self.size.height - 1)
+        below = self._below if len(self.keys) * 2 <= height else None
+        self._thickness = 2 if below else 1
         if self._key in self.keys:
             self._cursor = self.keys.index(self._key)
         else:
@@ -74,16 +83,18 @@ class Rows(Panel, can_focus=True):
             self._key = self.keys[self._cursor] if self.keys else self._key
         self._top = max(0, min(self._top, self._cursor, len(self.keys) - height))
         self._top = max(self._top, self._cursor - height + 1)
-        lines = [Content.assemble(*heading(self._columns))]
+        lines = [heading(self._columns)]
         for index in range(self._top, min(len(self.keys), self._top + height)):
-            line = Content.assemble(*row(self._columns, self._cells(self.keys[index])))
+            line = row(self._columns, self._cells(self.keys[index]))
             if index == self._cursor:
-                padding = " " * max(0, self.size.width - line.cell_length)
-                line = Content.styled(line.plain + padding, "bold $background on $primary" if self.has_focus else "on $panel")
+                text = "".join(piece if isinstance(piece, str) else piece[0] for piece in line)
+                line = [(fit(text, self.size.width), "bold $background on $primary" if self.has_focus else "on $panel")]
             lines.append(line)
+            if below:
+                lines.append(below(self.keys[index]))
         place = f" · {self._cursor + 1} of {len(self.keys)}" if len(self.keys) > height else ""
-        self.border_title = f"{self._title}{place}"
-        self.show(Content("\n").join(lines))
+        entitle(self, f"{self._title}{place}")
+        self.show(lines)
 
     def action_move(self, rows: int) -> None:
         """Move the cursor."""
@@ -97,9 +108,10 @@ class Rows(Panel, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         """Select the row under the mouse."""
         offset = event.get_content_offset(self)
-        if offset is None or offset.y < 1 or self._top + offset.y - 1 >= len(self.keys):
+        index = -1 if offset is None or offset.y < 1 else self._top + (offset.y - 1) // self._thickness
+        if not 0 <= index < len(self.keys):
             return
-        key = self.keys[self._top + offset.y - 1]
+        key = self.keys[index]
         if key == self._key:
             self.post_message(self.Opened())
         else:

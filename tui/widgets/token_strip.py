@@ -9,14 +9,13 @@ from typing import ClassVar
 from rich.cells import cell_len
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.content import Content
 from textual.message import Message
 
 from tui.state.laps import end_ns
 from tui.state.model import Model
 from tui.state.streams import Mark, Stream
 from tui.units import printable
-from tui.widgets.panel import Panel, Piece
+from tui.widgets.panel import Line, Panel
 
 AROUND = 400
 SLOW, SLOWER = 1.5, 3.0
@@ -25,7 +24,7 @@ SLOW, SLOWER = 1.5, 3.0
 class TokenStrip(Panel, can_focus=True):
     """Follows the newest token until another is selected."""
 
-    DEFAULT_CSS = "TokenStrip { height: 7; padding: 0 1; text-wrap: nowrap; text-overflow: clip; }"
+    DEFAULT_CSS = "TokenStrip { height: 7; padding: 0 1; }"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "move(-1)", "Token", key_display="←→"),
@@ -58,15 +57,15 @@ class TokenStrip(Panel, can_focus=True):
             self._stream, self.token = stream, None
         at = self.selected(stream)
         if at is None:
-            self.show(Content.styled("No token yet.", "$muted"))
+            self.show([[("No token yet.", "$muted")]])
             return
         position = next(index for index, mark in enumerate(stream.marks) if mark.index >= at)
         marks = list(islice(stream.marks, max(0, position - AROUND), position + AROUND))
         position = min(position, AROUND)
         gaps = latencies(model, stream, marks)
         usual = median(gaps[1:]) if gaps[1:] else 0.0
-        width, height = max(10, self.size.width - 2), max(2, self.size.height - 1)
-        lines: list[list[Piece]] = [[]]
+        width, height = max(10, self.size.width), max(2, self.size.height - 1)
+        lines: list[Line] = [[]]
         spots, used, target = [], 0, 0
         for index in range(len(marks)):
             text = printable(marks[index].text.replace("\n", "⏎").replace("\t", "⇥")) or "·"
@@ -84,9 +83,9 @@ class TokenStrip(Panel, can_focus=True):
         top = max(0, min(target - height // 2, len(lines) - height))
         self._spots = [(line - top, a, b, token) for line, a, b, token in spots]
         legend = f"underlined: came after more than {SLOW:g} times the usual {usual * 1e3:.1f} ms"
-        shown = [Content.assemble(*line) for line in lines[top : top + height]]
-        shown += [Content("")] * (height - len(shown))
-        self.show(Content("\n").join([*shown, Content.styled(legend, "$muted")]))
+        shown = lines[top : top + height]
+        shown += [[]] * (height - len(shown))
+        self.show([*shown, [(legend, "$muted")]])
 
     def action_move(self, tokens: int) -> None:
         """Select another token."""
