@@ -1,0 +1,125 @@
+"""`ring plan` and `ring profile`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from ring.sentences import sentences
+from weights_tools.cli import Dtype
+
+
+class AimOption(StrEnum):
+    """What a plan is best at."""
+
+    throughput = "throughput"
+    latency = "latency"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Offer the commands on `app`."""
+
+    @app.command()
+    def plan(
+        checkpoint: Annotated[
+            str | None,
+            typer.Argument(help="A checkpoint's folder, its config.json, or its name on the Hub.", show_default=False),
+        ] = None,
+        machines: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="The machines, as `ring profile` writes them.", show_default=False)
+        ] = None,
+        nodes: Annotated[
+            int | None, typer.Option(min=1, max=1024, help="Or so many equal machines.", show_default=False)
+        ] = None,
+        memory: Annotated[str, typer.Option(metavar="SIZE", help="With --nodes: memory of each.")] = "16G",
+        bandwidth: Annotated[str, typer.Option(help="With --nodes: how fast each reads memory.")] = "20GB/s",
+        compute: Annotated[
+            str | None, typer.Option(help="With --nodes: how fast each multiplies.", show_default="10 operations a byte")
+        ] = None,
+        latency: Annotated[str, typer.Option(help="With --nodes: of a link, one way.")] = "0.3ms",
+        network: Annotated[str, typer.Option(help="With --nodes: bandwidth of a link.")] = "1Gbit",
+        dtype: Annotated[Dtype | None, typer.Option(help="Serve weights as this.", show_default="the config's")] = None,
+        aim: Annotated[
+            AimOption, typer.Option(help="Most tokens a second, or the fastest single stream.")
+        ] = AimOption.throughput,
+        streams: Annotated[int, typer.Option(min=1, max=1024, help="Sequences at once.")] = 8,
+        prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 128,
+        new_tokens: Annotated[int, typer.Option(min=1, help="New tokens of each.")] = 128,
+        context: Annotated[
+            int | None, typer.Option(min=1, help="KV cache of each, in tokens.", show_default="2048, or the model's")
+        ] = None,
+        any_order: Annotated[
+            bool, typer.Option("--any-order", help="Put the machines into the best order, eight at most.")
+        ] = False,
+        out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan, for `ring split --plan`.")] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    ) -> None:
+        """Know before you start: which layers go to which machine, whether they fit, and how fast the ring will be.
+
+        Reads the model's config.json only, no weights. See docs/plan.md for machines.toml and the formulas.
+        """
+        with sentences():
+            from ring.plan.cost import Load
+            from ring.plan.machines import equal_machines, read_machines
+            from ring.plan.plan import Planner
+            from ring.plan.show import commands, show_plan
+            from weights_tools.facts import read_facts
+
+            if checkpoint is None:
+                raise typer.BadParameter("give a checkpoint's folder, its config.json, or its name on the Hub")
+            if (machines is None) == (nodes is None):
+                raise typer.BadParameter("give --machines FILE, or --nodes N with --memory SIZE")
+            if machines is not None:
+                ring, assumed = read_machines(machines), ""
+            else:
+                ring = equal_machines(nodes or 1, memory, bandwidth, compute, latency, network)
+                assumed = (
+                    f"assumed of every machine: {bandwidth} of memory bandwidth, links of {network} and {latency}; "
+                    "`ring profile` measures them"
+                )
+            facts = read_facts(checkpoint, dtype)
+            load = Load(streams, prompt, new_tokens, context or max(prompt + new_tokens, min(2048, facts.context)))
+            check_context(load.context, prompt + new_tokens, facts.context)
+            planned = Planner(facts, ring, load, aim.value, any_order).plan()
+            planned = msgspec.structs.replace(planned, commands=commands(planned, ring, checkpoint, out))
+            raw = msgspec.json.format(msgspec.json.encode(planned), indent=1)
+            if out is not None:
+                write(out, raw)
+            if as_json:
+                print(raw.decode())
+            else:
+                console = Console(highlight=False)
+                console.print(show_plan(planned, assumed, console.width), soft_wrap=True)
+
+
+class PlanError(ValueError):
+    """A plan that cannot be made; the message is one sentence."""
+
+
+def check_context(context: int, least: int, most: int) -> None:
+    """Raises PlanError unless a stream's KV cache holds its tokens, and the model can use it."""
+    if context < least:
+        raise PlanError(f"a context of {context:,} does not hold a prompt and its answer, {least:,} tokens; raise --context")
+    if context > most:
+        raise PlanError(
+            f"the model's context is {most:,} tokens, not {context:,}; lower --context, or --prompt and --new-tokens"
+        )
+
+
+def write(path: Path, raw: bytes) -> None:
+    """Write a file, all or nothing.
+
+    Raises:
+        PlanError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(raw + b"\n")
+        partial.replace(path)
+    except OSError as error:
+        raise PlanError(f"{path} cannot be written ({error.strerror})") from None
