@@ -96,6 +96,46 @@ def add_commands(app: typer.Typer) -> None:
                 console = Console(highlight=False)
                 console.print(show_plan(planned, assumed, console.width), soft_wrap=True)
 
+    @app.command()
+    def profile(
+        name: Annotated[str | None, typer.Option(help="What to call this machine.", show_default="its host name")] = None,
+        out: Annotated[Path, typer.Option(metavar="FILE", help="Written, or brought up to date.")] = Path("machines.toml"),
+        threads: Annotated[
+            int | None, typer.Option(min=1, help="CPU threads of the node.", show_default="all cores, shared out")
+        ] = None,
+        nodes: Annotated[int, typer.Option(min=1, max=64, help="How many nodes will share this machine.")] = 1,
+        dtype: Annotated[list[Dtype] | None, typer.Option(help="Only these; can be repeated.", show_default="all")] = None,
+        to: Annotated[
+            str | None, typer.Option(metavar="ADDR", help="Also measure the link to the next machine, which runs --listen.")
+        ] = None,
+        listen: Annotated[
+            str | None, typer.Option(metavar="ADDR", help="Measure nothing, but answer the machine before this one.")
+        ] = None,
+        keys: Annotated[
+            Path | None, typer.Option(help="This machine's folder of keys.", envvar="RING_KEYS", show_default=False)
+        ] = None,
+        insecure: Annotated[
+            bool, typer.Option("--insecure", help="Measure a link without keys, on a network you trust.")
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+    ) -> None:
+        """Measure this machine for `ring plan`: memory, matrices at decode and prefill sizes, what a layer costs, its link.
+
+        Takes less than a minute, and is best run while nothing else does. For a link, run `ring profile --listen
+        tcp://0.0.0.0:5700` on the next machine first.
+        """
+        with sentences():
+            from ring.plan.measure import run_listen, run_profile
+
+            try:
+                if listen is not None:
+                    run_listen(listen, keys, insecure)
+                else:
+                    dtypes = [each.value for each in dtype] if dtype else None
+                    run_profile(name, out, threads, nodes, dtypes, to, keys, insecure, as_json)
+            except KeyboardInterrupt:
+                raise typer.Exit(0 if listen else 130) from None
+
 
 class PlanError(ValueError):
     """A plan that cannot be made; the message is one sentence."""

@@ -14,6 +14,7 @@ from ring.plan.fit import explain
 from ring.plan.machines import Machine, MachineError
 from ring.plan.optimize import Choice, Table, Tables, best, groups_of, rows_of
 from ring.plan.predict import Prediction, predict
+from ring.plan.units import show_time
 from weights_tools.facts import ModelFacts
 from weights_tools.planfile import FORMAT
 
@@ -297,9 +298,10 @@ class Planner:
             return OneMore(like.name, len(choice.machines), one, many, f"one more machine like {like.name} would not be used")
         first, all_ = predict(self.facts, planner.stages(other), self.load)
         gain = all_.tokens_per_s / many.tokens_per_s - 1
+        more = "as many tokens/s" if abs(gain) < 0.005 else f"{abs(gain):.0%} {'more' if gain > 0 else 'less'} tokens/s"
         says = (
-            f"one more machine like {like.name}: {all_.tokens_per_s:.3g} tokens/s with {self.load.streams} streams "
-            f"({abs(gain):.0%} {'more' if gain >= 0 else 'less'}), first token after {first.ttft_s:.3g} s instead of {one.ttft_s:.3g} s"
+            f"one more machine like {like.name}: {more} with {self.load.streams} streams ({all_.tokens_per_s:.3g}), "
+            f"first token of one after {show_time(first.ttft_s)} instead of {show_time(one.ttft_s)}"
         )
         return OneMore(like.name, len(other.machines), first, all_, says)
 

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -71,8 +70,8 @@ def show_plan(plan: Plan, assumed: str, width: int) -> RenderableType:
         f"  for {plan.aim}: {load.streams} streams, prompts of {load.prompt}, {load.new_tokens} new tokens, "
         f"KV cache for {load.context:,} tokens each",
     )
-    parts: list[RenderableType] = [head, Text(picture(plan, width)), stage_table(plan), prediction_table(plan)]
-    parts.append(Text.assemble(("bottleneck: ", "bold"), plan.bottleneck.says))
+    parts: list[RenderableType] = [head, Text(picture(plan, width)), stage_table(plan), Text(), prediction_table(plan)]
+    parts.append(Text.assemble(("\nbottleneck: ", "bold"), plan.bottleneck.says))
     if plan.one_more is not None:
         parts.append(Text(plan.one_more.says))
     if plan.left_out:
@@ -87,10 +86,8 @@ def show_plan(plan: Plan, assumed: str, width: int) -> RenderableType:
         parts.append(Text("\nto run it, each line on its machine:", "bold"))
         places = ["", *([""] if len(plan.stages) > 1 else []), *(stage.machine for stage in plan.stages)]
         longest = max(map(len, places))
-        parts += [
-            Text(f"{place + '$':>{width + 1}} {line}", overflow="fold")
-            for place, line in zip(places, plan.commands, strict=True)
-        ]
+        for place, line in zip(places, plan.commands, strict=True):
+            parts.append(Text(f"{place + '$':>{longest + 1}} {line}"))
     return Group(*parts)
 
 
@@ -104,7 +101,7 @@ def picture(plan: Plan, columns: int) -> str:
     boxes = [box(stage, plan) for stage in plan.stages]
     width = max(len(line) for lines in boxes for line in lines)
     boxes = [[line.center(width) for line in lines] for lines in boxes]
-    joint = 12
+    joint = 11
     a_line = max(1, columns // (width + 2 + joint))
     rows = []
     for first in range(0, len(boxes), a_line):
@@ -134,7 +131,7 @@ def box(stage: PlannedStage, plan: Plan) -> list[str]:
 
 def stage_table(plan: Plan) -> Table:
     """A row for each stage: where its bytes go, and its time."""
-    table = Table(header_style="dim", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
     for column in ("stage", "machine", "layers", "weights", "KV cache", "memory", "limit", "step", "hop"):
         table.add_column(column, justify="left" if column == "machine" else "right", no_wrap=True)
     for stage in plan.stages:
@@ -154,7 +151,7 @@ def stage_table(plan: Plan) -> Table:
 
 def prediction_table(plan: Plan) -> Table:
     """What one stream and what many can expect."""
-    table = Table(header_style="dim", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
     for column in ("streams", "first token after", "between tokens", "tokens/s"):
         table.add_column(column, justify="right")
     rows: list[Prediction] = [plan.one] if plan.load.streams == 1 else [plan.one, plan.many]
