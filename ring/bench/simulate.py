@@ -9,7 +9,7 @@ from statistics import median
 from ring.plan.cost import StageCost
 from ring.plan.machines import Machine
 from ring.plan.predict import simulated
-from ring.plan.simulate import Outage, Outcome, Request, Simulation, SimulationError, SimStage
+from ring.plan.simulate import Outage, Outcome, Request, SimStage, Simulation, SimulationError
 from weights_tools.facts import ModelFacts
 from weights_tools.partition import balance
 
@@ -88,6 +88,7 @@ def line(s: Simulated) -> str:
     """A result in a line."""
     decode = f"{s.decode_per_s:.4g}" if s.decode_per_s else "-"
     return (
-        f"{s.stages:4d} stages, {s.streams:4d} streams: {s.tokens_per_s:.4g} tokens/s with prompts, {decode} decoding; first token "
-        f"{s.ttft_s:.4g} s; between tokens {s.itl_s:.4g} s (p99 {s.itl_p99_s:.4g}); bubble {s.bubble:.0%}; {s.wall_s:,.4g} s in all"
+        f"{s.stages:4d} stages, {s.streams:4d} streams: {s.tokens_per_s:.4g} tokens/s with prompts, {decode} decoding; "
+        f"first token {s.ttft_s:.4g} s; between tokens {s.itl_s:.4g} s (p99 {s.itl_p99_s:.4g}); bubble {s.bubble:.0%}; "
+        f"{s.wall_s:,.4g} s in all"
     )
