@@ -206,7 +206,7 @@ class Simulation:
     def _ask(self, number: int) -> None:
         request = self.outcome.requests[number]
         self.scheduler.add(Stream(number, [0] * request.prompt, request.new_tokens))
-        self._dispatch()
+        self._at(self.now, self._dispatch)  # once all that come at this moment are there, as the head does
 
     def _dispatch(self) -> None:
         """What the head does after every message: fill the ring."""

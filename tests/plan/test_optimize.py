@@ -61,7 +61,7 @@ def problems(draw: st.DrawFn) -> tuple[list[tuple[Table, Table]], int]:
     return [draw(st.sampled_from(kinds)) for _ in range(draw(st.integers(1, 4)))], layers
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problem=problems(), streams=st.integers(1, 6), any_order=st.booleans(), data=st.data())
 def test_no_cut_has_a_shorter_lap(
     problem: tuple[list[tuple[Table, Table]], int], streams: int, any_order: bool, data: st.DataObject
