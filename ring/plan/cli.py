@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from ring.sentences import sentences
 from weights_tools.cli import Dtype
+
+STREAMS = 8
 
 
 class AimOption(StrEnum):
@@ -47,7 +50,10 @@ def add_commands(app: typer.Typer) -> None:
         aim: Annotated[
             AimOption, typer.Option(help="Most tokens a second, or the fastest single stream.")
         ] = AimOption.throughput,
-        streams: Annotated[int, typer.Option(min=1, max=1024, help="Sequences at once.")] = 8,
+        streams: Annotated[
+            int | None,
+            typer.Option(min=1, max=1024, help="Sequences at once.", show_default="8, or as many as a ring is seen with"),
+        ] = None,
         prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 128,
         new_tokens: Annotated[int, typer.Option(min=1, help="New tokens of each.")] = 128,
         context: Annotated[
@@ -57,6 +63,20 @@ def add_commands(app: typer.Typer) -> None:
             bool, typer.Option("--any-order", help="Put the machines into the best order, eight at most.")
         ] = False,
         out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan, for `ring split --plan`.")] = None,
+        from_head: Annotated[
+            str | None,
+            typer.Option(
+                metavar="ADDR", help="Or the machines of a ring that runs, as its traces show them.", show_default=False
+            ),
+        ] = None,
+        watch: Annotated[float, typer.Option(min=0.5, metavar="SECONDS", help="With --from-head: how long.")] = 5.0,
+        load: Annotated[
+            int | None, typer.Option(min=1, help="With --from-head: ask so many prompts now.", show_default="only watch")
+        ] = None,
+        keys: Annotated[
+            Path | None, typer.Option(help="With --from-head: a client's keys.", envvar="RING_KEYS", show_default=False)
+        ] = None,
+        insecure: Annotated[bool, typer.Option("--insecure", help="With --from-head: without keys.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     ) -> None:
         """Know before you start: which layers go to which machine, whether they fit, and how fast the ring will be.
@@ -70,31 +90,51 @@ def add_commands(app: typer.Typer) -> None:
             from ring.plan.show import commands, show_plan
             from weights_tools.facts import read_facts
 
-            if checkpoint is None:
+            proposal = None
+            if sum(given is not None for given in (machines, nodes, from_head)) != 1:
+                raise typer.BadParameter("give --machines FILE, or --nodes N with --memory SIZE, or --from-head ADDR")
+            if from_head is not None:
+                from ring.plan import observe
+
+                if checkpoint is None and out is not None:
+                    raise typer.BadParameter("to write a plan for `ring split`, give the checkpoint too")
+                status, laps = asyncio.run(observe.watch(from_head, keys, insecure, watch, load, prompt, new_tokens))
+                facts = observe.facts_of_ring(status) if checkpoint is None else read_facts(checkpoint, status.dtype)
+                check_layers(facts.layers, status.stages[0].info.layers, facts.name, status.model)
+                seen = observe.Observed.of(laps, len(status.stages))
+                ring, assumed = observe.machines_of_ring(status, facts, seen), ""
+                streams = streams or load or observe.observed_streams(seen)
+            elif checkpoint is None:
                 raise typer.BadParameter("give a checkpoint's folder, its config.json, or its name on the Hub")
-            if (machines is None) == (nodes is None):
-                raise typer.BadParameter("give --machines FILE, or --nodes N with --memory SIZE")
-            if machines is not None:
-                ring, assumed = read_machines(machines), ""
             else:
-                ring = equal_machines(nodes or 1, memory, bandwidth, compute, latency, network)
-                assumed = (
-                    f"assumed of every machine: {bandwidth} of memory bandwidth, links of {network} and {latency}; "
-                    "`ring profile` measures them"
-                )
-            facts = read_facts(checkpoint, dtype)
-            load = Load(streams, prompt, new_tokens, context or max(prompt + new_tokens, min(2048, facts.context)))
-            check_context(load.context, prompt + new_tokens, facts.context)
-            planned = Planner(facts, ring, load, aim.value, any_order).plan()
-            planned = msgspec.structs.replace(planned, commands=commands(planned, ring, checkpoint, out))
+                facts = read_facts(checkpoint, dtype)
+                if machines is not None:
+                    ring, assumed = read_machines(machines), ""
+                else:
+                    ring = equal_machines(nodes or 1, memory, bandwidth, compute, latency, network)
+                    assumed = (
+                        f"assumed of every machine: {bandwidth} of memory bandwidth, links of {network} and {latency}; "
+                        "`ring profile` measures them"
+                    )
+            asked = Load(streams or STREAMS, prompt, new_tokens, context or max(prompt + new_tokens, min(2048, facts.context)))
+            check_context(asked.context, prompt + new_tokens, facts.context)
+            planner = Planner(facts, ring, asked, aim.value, any_order)
+            planned = planner.plan()
+            if from_head is not None:
+                proposal = observe.propose(status, planner)
+            planned = msgspec.structs.replace(planned, commands=commands(planned, ring, checkpoint or "CHECKPOINT", out))
             raw = msgspec.json.format(msgspec.json.encode(planned), indent=1)
             if out is not None:
                 write(out, raw)
-            if as_json:
+            if as_json and proposal is not None:
+                print(msgspec.json.format(msgspec.json.encode({"proposal": proposal, "plan": planned}), indent=1).decode())
+            elif as_json:
                 print(raw.decode())
             else:
                 console = Console(highlight=False)
                 console.print(show_plan(planned, assumed, console.width), soft_wrap=True)
+                if proposal is not None:
+                    console.print(f"\n[bold]{proposal.says}[/bold]", soft_wrap=True)
 
     @app.command()
     def profile(
@@ -139,6 +179,12 @@ def add_commands(app: typer.Typer) -> None:
 
 class PlanError(ValueError):
     """A plan that cannot be made; the message is one sentence."""
+
+
+def check_layers(planned: int, running: int, name: str, model: str) -> None:
+    """Raises PlanError unless the checkpoint has as many layers as the ring's model."""
+    if planned != running:
+        raise PlanError(f"{name} has {planned} layers, and the ring runs {model} with {running}; give that checkpoint")
 
 
 def check_context(context: int, least: int, most: int) -> None:

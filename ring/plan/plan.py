@@ -186,6 +186,14 @@ class Planner:
         chunk = chunk_work(self.load)
         return self.step(stage, rows) + share / chunk.prefill * stage.seconds(chunk)
 
+    def lap(self, machines: Sequence[int], cut: Sequence[tuple[int, int]]) -> float:
+        """The lap of any cut; infinite if it does not fit."""
+        tables = self.tables(len(cut))
+        places = list(zip(machines, cut, strict=True))
+        bottleneck = max(float(tables.busy[m][start, end]) for m, (start, end) in places)
+        way = sum(float(tables.total[m][start, end]) for m, (start, end) in places)
+        return max(way, groups_of(self.streams, self.rows(len(cut))) * bottleneck)
+
     def stages(self, choice: Choice) -> list[StageCost]:
         """The stages of a cut."""
         pairs = zip(choice.machines, choice.ranges, strict=True)
