@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+
+import psutil
 
 from ring.bench.load import Round, random_prompts, run_round
 from ring.bench.nodes import BenchRing
@@ -33,12 +36,14 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Checked:
-    """One figure of one case, in the unit of its name, predicted and measured (the middle one of some rounds)."""
+    """One figure of one case, in the unit of its name, predicted and measured (the middle one of some rounds). `others` is
+    how many cores other processes took meanwhile: with more than a trifle, what was measured is not the ring alone."""
 
     case: str
     figure: str
     predicted: float
     measured: float
+    others: float
 
     @property
     def error(self) -> float:
@@ -135,10 +140,24 @@ def check(
 ) -> Iterator[Checked]:
     """Some rounds against the simulated one."""
     expected: Outcome = simulate(stages, streams, prompt, new_tokens)
+    before = others_used(ring)
+    started = time.monotonic()
     rounds = asyncio.run(some_rounds(ring, streams, prompt, new_tokens, vocabulary))
-    yield Checked(name, "first token, s", expected.ttft_s, median(one.ttft_s for one in rounds))
-    yield Checked(name, "between tokens, s", median(expected.round.gaps_s), median(median(one.gaps_s) for one in rounds))
-    yield Checked(name, "tokens/s", expected.round.rate, median(one.rate for one in rounds))
+    others = max(0.0, others_used(ring) - before) / (time.monotonic() - started)
+    pairs = [
+        ("first token, s", expected.ttft_s, median(one.ttft_s for one in rounds)),
+        ("between tokens, s", median(expected.round.gaps_s), median(median(one.gaps_s) for one in rounds)),
+        ("tokens/s", expected.round.rate, median(one.rate for one in rounds)),
+    ]
+    for figure, predicted, measured in pairs:
+        yield Checked(name, figure, predicted, measured, others)
+
+
+def others_used(ring: BenchRing) -> float:
+    """Seconds of processor time that everything but the ring and this process has taken."""
+    times = psutil.cpu_times()
+    ours = [psutil.Process(), *(psutil.Process(process.pid) for process in ring.processes)]
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - sum(sum(p.cpu_times()[:2]) for p in ours)
 
 
 async def some_rounds(ring: BenchRing, streams: int, prompt: int, new_tokens: int, vocabulary: int) -> list[Round]:
@@ -151,4 +170,5 @@ async def some_rounds(ring: BenchRing, streams: int, prompt: int, new_tokens: in
 def line(c: Checked) -> str:
     """One figure in a line."""
     mark = "" if abs(c.error) <= GOOD else f"   outside {GOOD:.0%}"
-    return f"{c.case}: {c.figure}: predicted {c.predicted:.4g}, measured {c.measured:.4g}, {c.error:+.1%}{mark}"
+    beside = f" (others took {c.others:.1f} cores)" if c.others > 0.1 else ""
+    return f"{c.case}: {c.figure}: predicted {c.predicted:.4g}, measured {c.measured:.4g}, {c.error:+.1%}{mark}{beside}"
