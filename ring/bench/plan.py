@@ -63,14 +63,14 @@ class Emulated:
 
 
 EMULATED = [
-    Emulated([20.0] * 2, 0.0, [1, 4]),
-    Emulated([20.0] * 4, 0.0, [1, 8]),
-    Emulated([20.0] * 4, 5.0, [1, 8]),
-    Emulated([20.0] * 2, 30.0, [1, 8]),
-    Emulated([10.0, 40.0, 20.0], 1.0, [1, 6]),
-    Emulated([20.0] * 3, 1.0, [1, 6], token_ms=0.625, prompt=256),
-    Emulated([20.0] * 8, 1.0, [1, 16]),
+    Emulated([60.0] * 2, 0.0, [1, 4]),
+    Emulated([60.0] * 4, 15.0, [1, 8]),
+    Emulated([60.0] * 2, 90.0, [1, 8]),
+    Emulated([30.0, 120.0, 60.0], 3.0, [1, 6]),
+    Emulated([60.0] * 3, 3.0, [1, 6], token_ms=60 / 32, prompt=256),
+    Emulated([60.0] * 8, 3.0, [1, 16]),
 ]
+"""Steps so long that waking up late, on a machine with other work, hardly shows."""
 
 
 def loopback() -> float:
