@@ -16,7 +16,8 @@ import msgspec
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+"""Of a number in a weight. With int8 all else is bfloat16."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -52,8 +53,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one number in this dtype."""
-        return ITEM_BYTES[self.dtype]
+        """Bytes of one number that travels or is cached."""
+        return max(2, ITEM_BYTES[self.dtype])
 
     @property
     def bytes(self) -> int:
@@ -69,13 +70,13 @@ def read_facts(source: str, dtype: str | None = None) -> ModelFacts:
     Raises:
         CheckpointError, Unservable: each a sentence.
     """
-    from weights_tools.checkpoint import COMPUTES_IN, CheckpointError
+    from weights_tools.checkpoint import SERVED_AS, CheckpointError
 
     config, name = find_config(source)
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     chosen = dtype or stored
-    if chosen not in COMPUTES_IN:
-        raise CheckpointError(f"'{chosen}' is no dtype to serve in; choose float32, bfloat16 or float16 with --dtype")
+    if chosen not in SERVED_AS:
+        raise CheckpointError(f"'{chosen}' is no dtype to serve in; choose float32, bfloat16, float16 or int8 with --dtype")
     return facts_of(config, name, chosen)
 
 
@@ -117,13 +118,15 @@ def facts_of(config: PreTrainedConfig, name: str, dtype: str) -> ModelFacts:
     from weights_tools.tiny import head_modules, random_model, shrink
 
     hush_transformers()
-    frame = build_frame(config, getattr(torch, dtype))
+    frame = build_frame(config, torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
     path, layers = find_layers(frame)
     after = tuple(module + "." for module in head_modules(random_model(shrink(config))))
     layer_bytes, expert_bytes = [0] * len(layers), [0] * len(layers)
     head = embedding = 0
     tied: dict[str, str] = dict(getattr(frame, "all_tied_weights_keys", None) or {})
     sizes = parameter_bytes(frame)
+    if dtype == "int8":
+        quantize(frame, sizes, tied)
     for parameter, size in sizes.items():
         layer = layer_of(parameter, path)
         if layer is not None:
@@ -146,7 +149,7 @@ def facts_of(config: PreTrainedConfig, name: str, dtype: str) -> ModelFacts:
         expert_bytes=expert_bytes,
         experts=experts,
         experts_used=used or experts,
-        kv_bytes=[kv_numbers(config) * ITEM_BYTES[dtype]] * len(layers),
+        kv_bytes=[kv_numbers(config) * max(2, ITEM_BYTES[dtype])] * len(layers),
         windows=windows(config, len(layers)),
         head_bytes=head,
         embedding_bytes=embedding,
@@ -169,6 +172,19 @@ def parameter_bytes(frame: PreTrainedModel) -> dict[str, int]:
                 item = dtype.itemsize
         sizes[name] = math.prod(tensor.shape) * item
     return sizes
+
+
+def quantize(frame: PreTrainedModel, sizes: dict[str, int], tied: dict[str, str]) -> None:
+    """Count linear layers as they are stored in int8, each row with its scale; a tied head is then a matrix of its own."""
+    from weights_tools.quantize import SCALE_BYTES
+    from weights_tools.skeleton import linear_weights, linearize
+
+    linearize(frame)
+    shapes = {name: frame.get_parameter(name).shape for name in linear_weights(frame)}
+    for name, (rows, columns) in shapes.items():
+        if name not in tied.values() and sizes[name] == 2 * rows * columns:
+            sizes[name] = rows * (columns + SCALE_BYTES)
+            tied.pop(name, None)
 
 
 def first_number(config: PreTrainedConfig, *names: str) -> int:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from weights_tools.facts import ITEM_BYTES
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 ROWS = (1, 4, 8, 16, 32, 128, 512)
 """Decode steps of so many sequences, and prefill chunks."""
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 SHAPE, MATRICES = (4096, 2048), 4
 """Four weights of 8 million numbers, in turns: more than caches hold."""
 READ = 256 << 20
@@ -75,7 +76,7 @@ def profile(name: str, threads: int, nodes: int, dtypes: tuple[str, ...], progre
     linear: dict[str, dict[int, float]] = {}
     for dtype in dtypes:
         linear[dtype] = {}
-        for rows, rate in linear_rates(getattr(torch, dtype)):
+        for rows, rate in linear_rates(dtype):
             linear[dtype][rows] = rate
             progress(f"{dtype}, {rows} rows")
     layer, run = overheads()
@@ -107,32 +108,37 @@ def read_bandwidth(size: int) -> float:
     return block.nbytes / best_time(block.sum)
 
 
-def linear_rates(dtype: torch.dtype) -> Iterator[tuple[int, float]]:
+def linear_rates(dtype: str) -> Iterator[tuple[int, float]]:
     """For each number of rows, bytes of weights a second that the ring's own linear layers reach."""
     import torch
 
     layers = packed_layers(dtype)
-    size = SHAPE[0] * SHAPE[1] * dtype.itemsize * MATRICES
+    size = SHAPE[0] * SHAPE[1] * ITEM_BYTES[dtype] * MATRICES
     for rows in ROWS:
-        x = torch.randn(rows, SHAPE[1]).to(dtype)
+        x = torch.randn(rows, SHAPE[1]).to(torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
         yield rows, size / best_time(lambda x=x: multiply(layers, x))  # type: ignore[misc]
 
 
-def packed_layers(dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+def packed_layers(dtype: str) -> list[Callable[[Tensor], Tensor]]:
     """Linear layers as a stage has them."""
     import torch
     from torch.nn.functional import linear
 
-    from ring.stage.linear import PackedLinear, choose_pack
+    from ring.stage.linear import PackedLinear, choose_pack, has_int8, pack_int8
+    from weights_tools.quantize import quantize
 
-    pack = choose_pack(dtype, torch.device("cpu"))
+    kind = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
+    pack = choose_pack(kind, torch.device("cpu"))
     layers: list[Callable[[Tensor], Tensor]] = []
     for _ in range(MATRICES):
-        weight = torch.randn(SHAPE).mul_(0.02).to(dtype)
-        if pack is None:
-            layers.append(lambda x, weight=weight: linear(x, weight))  # type: ignore[misc]
-        else:
-            layers.append(PackedLinear(weight, pack, consume=False))
+        weight = torch.randn(SHAPE).mul_(0.02)
+        if dtype == "int8" and has_int8():
+            layers.append(PackedLinear(quantize(weight), pack_int8, consume=False, dtype=kind))
+        elif pack is not None and dtype != "int8":
+            layers.append(PackedLinear(weight.to(kind), pack, consume=False))
+        else:  # without a kernel for it a stage has plain weights too
+            plain = weight.to(kind)
+            layers.append(lambda x, plain=plain: linear(x, plain))  # type: ignore[misc]
     return layers
 
 
@@ -184,7 +190,7 @@ def count_steps(threads: int, seconds: float) -> float:
     import torch
 
     torch.set_num_threads(threads)
-    layers = packed_layers(torch.float32)
+    layers = packed_layers("float32")
     x = torch.randn(4, SHAPE[1])
     multiply(layers, x)
     started, done = time.perf_counter(), 0

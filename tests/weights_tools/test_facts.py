@@ -46,7 +46,7 @@ def config_only(folder: Path, fields: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_sizes_are_those_of_shards_and_caches(save: Save, tmp_path: Path, shape: str, dtype: str) -> None:
     folder = save(shape)
     alone = tmp_path / "alone"
@@ -98,7 +98,7 @@ def test_windows(tmp_path: Path) -> None:
     [
         ({"model_type": "nothing-known"}, "no config that transformers knows"),
         ({**LLAMA_405B, "quantization_config": {"bits": 4}}, "quantized"),
-        ({**LLAMA_405B, "dtype": "float64"}, "choose float32, bfloat16 or float16"),
+        ({**LLAMA_405B, "dtype": "float64"}, "choose float32, bfloat16, float16 or int8"),
     ],
 )
 def test_configs_that_cannot_be_planned(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
