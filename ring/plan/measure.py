@@ -18,7 +18,6 @@ from ring.plan.units import show_time
 from ring.sentences import errors
 from ring.wire.keys import Keys, load_keys
 from ring.wire.sockets import is_exposed
-from weights_tools.skeleton import hush_transformers
 
 
 def run_listen(address: str, keys: Path | None, insecure: bool) -> None:
@@ -42,8 +41,10 @@ def run_profile(
     Raises:
         LinkError, MachineError, AddressError: each a sentence; the file is as it was.
     """
-    hush_transformers()
     link = None if to is None else measure(to, link_keys(to, keys, insecure))
+    from weights_tools.skeleton import hush_transformers  # torch: not needed to answer a neighbour
+
+    hush_transformers()
     cores = psutil.cpu_count(logical=False) or 1
     chosen = tuple(dtypes or DTYPES)
     columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
