@@ -83,7 +83,8 @@ def show_plan(plan: Plan, assumed: str, width: int) -> RenderableType:
     if assumed:
         parts.append(Text(assumed, "dim"))
     if plan.commands:
-        parts.append(Text("\nto run it, each line on its machine:", "bold"))
+        where = "" if len(plan.stages) == 1 else ", in a folder with its stage-K and its ring-keys/NAME"
+        parts.append(Text.assemble(("\nto run it", "bold"), f", each line on its machine{where}:"))
         places = ["", *([""] if len(plan.stages) > 1 else []), *(stage.machine for stage in plan.stages)]
         longest = max(map(len, places))
         for place, line in zip(places, plan.commands, strict=True):

@@ -120,6 +120,9 @@ def test_a_running_ring_gets_a_better_cut(tmp_path: Path) -> None:
         assert found["proposal"]["gain"] > 0.1 and found["proposal"]["now"] == [[0, 2], [2, 4], [4, 12]]
         stages = found["plan"]["stages"]
         assert max(stage["end_layer"] - stage["first_layer"] for stage in stages) < 8 or len(stages) < 3
+        code, text, _ = run("plan", pocket.path(), "--from-head", ring.clients, "--load", 9, "--out", tmp_path / "plan.json")
+        assert code == 0 and "the ring's cut (0-1, 2-3, 4-11) can be bettered" in text
+        assert run("split", pocket.path(), "--plan", tmp_path / "plan.json", "--out", tmp_path / "better")[0] == 0
         code, _, errors = run("plan", make_checkpoint(tmp_path / "llama"), "--from-head", ring.clients, "--load", 9)
         assert code == 1 and "has 5 layers, and the ring runs pocket-python with 12" in errors
 
