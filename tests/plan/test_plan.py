@@ -261,3 +261,16 @@ def test_units() -> None:
     for wrong in ("", "16X", "-1G", "nanG", "0", "1e999G", "16G16"):
         with pytest.raises(UnitError, match="is not a size"):
             parse_size(wrong)
+
+
+def test_nodes_on_one_computer_share_it() -> None:
+    """Two nodes on one memory are no faster than one of them; with room for both they are."""
+    machines = equal_machines(2, "16G", "20GB/s", "20GFLOPS", "0ms", "10Gbit")
+    shared = [msgspec.structs.replace(machine, host="box", at_once=1.0) for machine in machines]
+    apart = [msgspec.structs.replace(machine, host="box", at_once=2.0) for machine in machines]
+    laps = [planner(model(8), some, Load(streams=8)).plan().lap_s for some in (machines, apart)]
+    assert laps[0] == laps[1]
+    plan = planner(model(8), shared, Load(streams=8)).plan()
+    assert plan.lap_s == pytest.approx(2 * laps[0])
+    rates = [planner(model(8), some, Load(streams=8, prompt=8)).plan().many.tokens_per_s for some in (machines, shared)]
+    assert rates[1] < 0.7 * rates[0], "the prediction shares it too"
