@@ -6,6 +6,7 @@ any architecture that can be split.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -103,7 +104,7 @@ def fetch_config(name: str) -> Path:
         raise CheckpointError(f"there is no {name}; give a checkpoint's folder, its config.json, or its name on the Hub")
     import huggingface_hub
 
-    huggingface_hub.utils.logging.set_verbosity_error()  # what matters is said below, in a sentence
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters is said below, in a sentence
     try:
         return Path(huggingface_hub.hf_hub_download(name, "config.json"))
     except Exception as error:  # the Hub's client fails in many ways; all mean the same here
