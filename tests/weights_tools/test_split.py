@@ -135,7 +135,7 @@ def test_too_many_stages(save: Save, tmp_path: Path) -> None:
 
 
 def test_unknown_dtype(save: Save, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="float32, bfloat16 or float16"):
+    with pytest.raises(ValueError, match="float32, bfloat16, float16 or int8"):
         split(str(save()), tmp_path / "out", stages=2, dtype="int4")
 
 
