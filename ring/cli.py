@@ -14,6 +14,7 @@ from rich.console import Console
 from ring import keyring
 from ring.bench.cli import app as bench
 from ring.deploy.cli import app as deploy
+from ring.plan.cli import add_commands as add_plan_commands
 from ring.sentences import errors, fail, sentences
 from ring.verify_cli import verify
 from weights_tools.cli import add_commands
@@ -54,6 +55,7 @@ def prove(config: PreTrainedConfig) -> None:
 add_commands(app, prove)
 add_fetch(app, prove)
 app.command()(verify)
+add_plan_commands(app)
 app.add_typer(keyring.app, name="keys")
 app.add_typer(bench, name="bench")
 app.add_typer(deploy, name="deploy")

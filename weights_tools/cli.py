@@ -50,6 +50,9 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
         out: Annotated[Path, typer.Option(help="The folder for stage-0, stage-1, …")],
         stages: Annotated[int | None, typer.Option(min=1, help="Cut into so many stages of about the same cost.")] = None,
         layers: Annotated[str | None, typer.Option(help="Or cut just here, such as 0-3,4-11.")] = None,
+        plan: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Or as `ring plan --out FILE` has planned it.", show_default=False)
+        ] = None,
         dtype: StoreAs = None,
         force: Annotated[bool, typer.Option("--force", help="Replace the shards that are there.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print the manifests as one JSON array.")] = False,
@@ -58,8 +61,10 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
 
         First a tiny random model of the same config is cut and run, to prove that a ring computes what the whole does.
         """
-        if stages is None and layers is None:
-            raise typer.BadParameter("give --stages or --layers")
+        if stages is None and layers is None and plan is None:
+            raise typer.BadParameter("give --stages, --layers or --plan")
+        if plan is not None and (stages is not None or layers is not None):
+            raise typer.BadParameter("a plan says where to cut; give --plan, or --stages or --layers")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             from weights_tools.skeleton import hush_transformers
@@ -73,6 +78,7 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
                     out,
                     stages=stages,
                     layers=layers,
+                    plan=plan,
                     dtype=dtype,
                     force=force,
                     prove=prove,

@@ -14,6 +14,7 @@ from weights_tools.checkpoint import Checkpoint, choose_dtype, fingerprint, reso
 from weights_tools.partition import Ranges, balance, parse_layers
 from weights_tools.place import SplitError, check_free, occupied
 from weights_tools.plan import Model, StagePlan
+from weights_tools.planfile import check_same_model, read_cut
 from weights_tools.shard import FORMAT, WEIGHTS, Manifest, write_manifest
 from weights_tools.stream import write_tensors
 
@@ -31,6 +32,7 @@ def split(
     *,
     stages: int | None = None,
     layers: str | None = None,
+    plan: Path | None = None,
     dtype: str | None = None,
     force: bool = False,
     prove: Callable[[PreTrainedConfig], None] | None = None,
@@ -42,7 +44,8 @@ def split(
     Args:
         checkpoint: an open one, a folder, or a name on the Hub.
         stages: cut into so many, balanced; or
-        layers: the ranges, such as `0-3,4-11`.
+        layers: the ranges, such as `0-3,4-11`; or
+        plan: a `plan.json` of this model, whose cut and dtype are taken.
         dtype: float32, bfloat16 or float16; None keeps the checkpoint's own.
         force: replace shards that are in `out`.
         prove: called with the config first; raises if a ring cannot serve it.
@@ -54,12 +57,17 @@ def split(
     """
     if isinstance(checkpoint, str):
         checkpoint = Checkpoint(resolve(checkpoint))
-    dtype = choose_dtype(checkpoint, dtype)
+    cut = None if plan is None else read_cut(plan)
+    if cut is not None and dtype not in (None, cut.dtype):
+        raise SplitError(f"{plan} is a plan for {cut.dtype}, not for {dtype}; plan again with --dtype {dtype}")
+    dtype = choose_dtype(checkpoint, dtype if cut is None else cut.dtype)
     check_free(out, force)
     if prove is not None:
         prove(checkpoint.config)
     model = Model(checkpoint, dtype)
-    plans = model.plan(choose_ranges(model, stages, layers))
+    if cut is not None and plan is not None:
+        check_same_model(cut, checkpoint.config.model_type, *model.costs(), plan)
+    plans = model.plan(choose_ranges(model, stages, layers) if cut is None else cut.ranges)
     name = fingerprint(checkpoint, dtype)
     size = sum(plan.bytes for plan in plans)
     if total is not None:

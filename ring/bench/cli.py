@@ -188,3 +188,88 @@ def study(
         finally:
             for path in write_report(out):
                 say(f"wrote {path}")
+
+
+@app.command()
+def simulate(
+    stages: Annotated[str, typer.Option(metavar="N,N", help="Rings of so many stages.")] = "2,4,8,16,32,64,128",
+    step_ms: Annotated[str, typer.Option(metavar="MS[,MS]", help="What a stage takes; several are one ring's stages.")] = "20",
+    token_ms: Annotated[float, typer.Option(min=0, help="What a token takes, if all of a microbatch's are longer.")] = 0.6,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Instead: a model's stages, from its config.json.", show_default=False),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --model.", show_default="the config's")] = None,
+    bandwidth: Annotated[str, typer.Option(help="With --model: how fast each machine reads memory.")] = "20GB/s",
+    compute: Annotated[
+        str | None, typer.Option(help="With --model: how fast each multiplies.", show_default="10 operations a byte")
+    ] = None,
+    network: Annotated[str, typer.Option(help="With --model: bandwidth of a link.")] = "1Gbit",
+    latency: Annotated[str, typer.Option(help="Of a link, one way.")] = "0.3ms",
+    streams: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Sequences at once.", show_default="one, and two a stage")
+    ] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of every prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 64,
+    every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="A new sequence so often; 0: all at once.")] = 0.0,
+    outage: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE:AT:SECONDS", help="A stage that is gone for a while; can be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Rings in simulated time, of up to hundreds of machines: the real scheduler, without torch, sockets or waiting."""
+    import msgspec
+
+    with sentences():
+        from ring.bench.simulate import fixed_stages, line, model_stages, parse_outage, run
+        from ring.plan.machines import equal_machines
+        from ring.plan.units import parse_time
+        from weights_tools.facts import read_facts
+
+        outages = [parse_outage(text) for text in outage or []]
+        seconds = [parse_time(f"{part}ms") for part in step_ms.split(",")]
+        sizes = numbers(stages) if len(seconds) == 1 else [len(seconds)]
+        facts = read_facts(model, dtype) if model is not None else None
+        machine = equal_machines(1, "1T", bandwidth, compute, latency, network)[0]
+        for count in sizes:
+            for many in numbers(streams) if streams else [1, 2 * count]:
+                if facts is not None:
+                    ring = model_stages(facts, machine, count)
+                else:
+                    ring = fixed_stages(seconds * (count if len(seconds) == 1 else 1), token_ms / 1e3, machine.latency)
+                result = run(ring, many, prompt, new_tokens, every, outages)
+                print(msgspec.json.encode(result).decode() if as_json else line(result), flush=True)
+
+
+@app.command()
+def plan(
+    shape: Annotated[str, typer.Option(help="gpt2, llama-1b, gpt2-tiny (random weights), or a checkpoint's folder.")] = "gpt2",
+    dtype: Annotated[str, typer.Option(help="One or more of float32, bfloat16.")] = "float32",
+    nodes: Annotated[str, typer.Option(metavar="N,N", help="Real rings of so many nodes.")] = "1,2",
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once, in real rings.")] = "1,8",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of every prompt, in real rings.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=8, help="New tokens of every sequence.")] = 32,
+    emulated: Annotated[bool, typer.Option(help="Rings of emulated stages.")] = True,
+    real: Annotated[bool, typer.Option(help="Rings that compute, on this machine.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Check the planner: predict, run real rings on this machine, print the error."""
+    from dataclasses import asdict
+
+    import msgspec
+
+    with sentences():
+        from ring.bench.plan import EMULATED, GOOD, check_emulated, check_real, line
+
+        errors = []
+        sources = [check_emulated(EMULATED, new_tokens, say)] if emulated else []
+        if real:
+            load = (numbers(nodes), numbers(batch), prompt, new_tokens)
+            sources += [check_real(shape, each, *load, say) for each in dtype.split(",")]
+        for source in sources:
+            for checked in source:
+                errors.append(abs(checked.error))
+                fields = asdict(checked) | {"error": checked.error}
+                print(msgspec.json.encode(fields).decode() if as_json else line(checked), flush=True)
+        good = sum(error <= GOOD for error in errors)
+        say(f"{good} of {len(errors)} figures within {GOOD:.0%}")
