@@ -67,8 +67,9 @@ class Handshakes:
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self.keys is not None and not self._known:
             self._broken_off += 1
             if self._broken_off >= ENOUGH:
+                # A head without keys may break off too, before this end has seen that it has none.
                 return (
                     f"what listens at {self.address} breaks off when it sees the keys of {self.keys.folder}: they are another "
-                    "ring's; give --keys the folder that was made together with its own"
+                    "ring's, or it uses no keys; give --keys the folder that was made together with its own, or leave it out"
                 )
         return None
