@@ -36,7 +36,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("alpha", None, "asks for keys; give --keys"),
         ("alpha", "mallory", "they are another ring's"),
         ("alpha", "half", "`ring keys allow`"),
-        (None, "laptop", "uses no keys; leave out --keys"),
+        (None, "laptop", "uses no keys"),
         ("alpha", "laptop", None),
         (None, None, None),
     ],
