@@ -20,9 +20,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## a ring of three nodes on the pocket model, here and now
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/ring up --nodes 3; else $(BIN)/ring up --nodes 3 --ask 'def __init__(self, '; fi
 
+# Most of the tests' time is waiting for processes, so three files run at once, on two cores too.
 # Tests over real processes can run out of patience on a loaded machine: what failed is tried once more, in plain sight.
 test: $(VENV)/.installed  ## the test suite
-	$(BIN)/python -m pytest || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -n 3 --dist loadfile || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 test-slow: $(VENV)/.installed  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -m slow

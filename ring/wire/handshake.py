@@ -60,16 +60,21 @@ class Handshakes:
             )
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             if self.keys is None:
-                return (
-                    f"the head at {self.address} asks for keys; give --keys the folder that `ring keys new` made for this one"
-                )
+                return asks_for_keys(self.address)
             return f"the head at {self.address} uses no keys; leave out --keys and RING_KEYS, or start its ring with keys"
-        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self.keys is not None and not self._known:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and not self._known:
+            # Either end may break off first when only one has keys, so a mismatch is not always seen as one.
             self._broken_off += 1
             if self._broken_off >= ENOUGH:
-                # A head without keys may break off too, before this end has seen that it has none.
+                if self.keys is None:
+                    return asks_for_keys(self.address)
                 return (
                     f"what listens at {self.address} breaks off when it sees the keys of {self.keys.folder}: they are another "
                     "ring's, or it uses no keys; give --keys the folder that was made together with its own, or leave it out"
                 )
         return None
+
+
+def asks_for_keys(address: str) -> str:
+    """What to tell who has none."""
+    return f"the head at {address} asks for keys; give --keys the folder that `ring keys new` made for this one"
