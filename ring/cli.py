@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -213,7 +214,8 @@ def tui(
     """Open the dashboard: ask, and see live where the time of every token goes. F1 in it explains all keys and figures."""
     if record and replay:
         raise typer.BadParameter("give --record or --replay, not both")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # In a browser, textual-serve stands in for the terminal.
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         fail("the dashboard needs a terminal; without one, use `ring status` and `ring ask`")
     with sentences():
         from tui.app import run
