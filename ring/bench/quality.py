@@ -38,7 +38,7 @@ def quality(dtypes: list[str], tokens: int, progress: Callable[[int], None] = la
     """Measure each dtype on the first `tokens` tokens of the held-out text."""
     from transformers import PreTrainedTokenizerFast
 
-    held_out = [source for source in data.sources() if source.held_out][:5]
+    held_out = [source for source in data.sources() if source.held_out]
     text = data.encode(PreTrainedTokenizerFast.from_pretrained(pocket_path()), held_out)
     windows = text[: tokens // WINDOW * WINDOW + 1].unfold(0, WINDOW + 1, WINDOW)
     with tempfile.TemporaryDirectory(prefix="ring-quality-") as folder:
