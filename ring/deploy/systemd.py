@@ -57,7 +57,7 @@ SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
 UMask=0077
-# No MemoryDenyWriteExecute: oneDNN, with which torch multiplies, compiles its kernels while it runs.
+# No MemoryDenyWriteExecute: the stage's kernels, and torch's, are compiled when it starts.
 
 [Install]
 WantedBy=multi-user.target

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from weights_tools.facts import ITEM_BYTES
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ring.stage.linear import Product
 
 ROWS = (1, 4, 8, 16, 32, 128, 512)
 """Decode steps of so many sequences, and prefill chunks."""
@@ -124,22 +127,25 @@ def packed_layers(dtype: str) -> list[Callable[[Tensor], Tensor]]:
     import torch
     from torch.nn.functional import linear
 
-    from ring.stage.linear import PackedLinear, choose_pack, has_int8, pack_int8
+    from ring.stage.linear import choose_pack
     from weights_tools.quantize import quantize
 
-    kind = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
+    kind = getattr(torch, dtype)
     pack = choose_pack(kind, torch.device("cpu"))
     layers: list[Callable[[Tensor], Tensor]] = []
     for _ in range(MATRICES):
         weight = torch.randn(SHAPE).mul_(0.02)
-        if dtype == "int8" and has_int8():
-            layers.append(PackedLinear(quantize(weight), pack_int8, consume=False, dtype=kind))
-        elif pack is not None and dtype != "int8":
-            layers.append(PackedLinear(weight.to(kind), pack, consume=False))
+        if pack is not None:
+            product = pack(quantize(weight) if dtype == "int8" else weight.to(kind), True)
+            layers.append(partial(call_without_bias, product))
         else:  # without a kernel for it a stage has plain weights too
-            plain = weight.to(kind)
-            layers.append(lambda x, plain=plain: linear(x, plain))  # type: ignore[misc]
+            layers.append(partial(linear, weight=weight.to(torch.bfloat16 if dtype == "int8" else kind)))
     return layers
+
+
+def call_without_bias(product: Product, x: Tensor) -> Tensor:
+    """A packed layer's product."""
+    return product(x, None)
 
 
 def multiply(layers: list[Callable[[Tensor], Tensor]], x: Tensor) -> None:

@@ -7,6 +7,7 @@ The pieces do not depend on how a sequence is divided into runs, so neither do t
 
 from __future__ import annotations
 
+from array import array
 from functools import cache
 from typing import Any, cast
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from ring.stage.attend import attend
+from ring.stage.compiler import LANES, can_compile
 from ring.stage.kv import KVCache
-from ring.stage.linear import has_onednn
 
 
 def ring_attention(
@@ -40,17 +42,55 @@ def ring_attention(
     kv, layer_idx = cast(KVCache, module.ring_cache), cast(int, module.layer_idx)
     layer = layer_idx - kv.first_layer
     plain = softcap is not None or s_aux is not None
-    outputs = []
-    for (slot, start, count), q in zip(kv.pieces, torch.split(query, kv.piece_counts, 2), strict=True):
-        first = max(0, start + 1 - sliding_window) if sliding_window else 0
+    own = not plain and has_kernel(query.device, query.shape[3], kv.value_size(layer))
+    out = query.new_empty(query.shape[2], query.shape[1], kv.value_size(layer), dtype=torch.float32 if own else None)
+    if own:
+        attend_singles(kv, layer, query, out, scaling, sliding_window)
+    for slot, start, count, row in kv.blocks if own else kv.pieces:
+        first = first_key(start, sliding_window)
         k, v = slot.read(layer, first, start + count)
+        q = query[:, :, row : row + count]
         mask = kv.mask(start, count, first, sliding_window) if count > 1 else None
         if plain:
-            out = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
+            part = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
         else:
-            out = fused_attention(q, k, v, mask, scaling)
-        outputs.append(out.transpose(1, 2))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+            part = fused_attention(q, k, v, mask, scaling)
+        out[row : row + count] = part[0].transpose(0, 1)
+    return out.to(query.dtype)[None], None
+
+
+def first_key(position: int, window: int | None) -> int:
+    """The first position that a token attends to."""
+    return max(0, position + 1 - window) if window else 0
+
+
+def has_kernel(device: torch.device, head_size: int, value_size: int) -> bool:
+    """Whether single tokens have a kernel of our own."""
+    return can_compile(device) and head_size % LANES == 0 and value_size % LANES == 0
+
+
+def attend_singles(
+    kv: KVCache, layer: int, query: Tensor, out: Tensor, scaling: float | None, sliding_window: int | None
+) -> None:
+    """All tokens of the microbatch that attend alone, in one call, which writes their rows of `out`: float32 (T, heads,
+    value size)."""
+    if not kv.singles:
+        return
+    _, heads, rows, head_size = query.shape
+    q = torch.empty(rows, heads, head_size)
+    q.copy_(query[0].transpose(0, 1)).mul_(head_size**-0.5 if scaling is None else scaling)
+    tokens, longest = array("q"), 0
+    for slot, position, row in kv.singles:
+        first = first_key(position, sliding_window)
+        keys, values = slot.whole(layer)
+        tokens.extend((keys.data_ptr(), values.data_ptr(), slot.reserve, first, position + 1 - first, row))
+        longest = max(longest, position + 1 - first)
+    kv_heads, dtype, room = keys.shape[0], keys.dtype, longest + LANES
+    items = len(kv.singles) * kv_heads
+    scores = torch.empty(items * (heads // kv_heads) * room)
+    attend(dtype, head_size, out.shape[2], heads // kv_heads).call(
+        tokens.buffer_info()[0], q.data_ptr(), out.data_ptr(), scores.data_ptr(), room, kv_heads, items, torch.get_num_threads()
+    )
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -73,7 +113,10 @@ def is_slow(dtype: torch.dtype) -> bool:
 
     With grouped-query attention the kernel has whole matrices to multiply, and is not.
     """
-    return dtype != torch.float32 and not has_onednn(dtype)
+    mkldnn = torch.ops.mkldnn
+    if dtype == torch.bfloat16:
+        return not mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float16 and not mkldnn._is_mkldnn_fp16_supported()
 
 
 def plain_attention(

@@ -31,9 +31,14 @@ class Slot:
 
     def read(self, layer: int, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Views of keys and values at positions `first` to `end - 1`, each (1, KV heads, tokens, head size)."""
+        keys, values = self.whole(layer)
+        return keys[None, :, first:end], values[None, :, first:end]
+
+    def whole(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer that has written some."""
         keys, values = self.keys[layer], self.values[layer]
         assert keys is not None and values is not None
-        return keys[None, :, first:end], values[None, :, first:end]
+        return keys, values
 
 
 class KVCache(Cache):
@@ -50,8 +55,9 @@ class KVCache(Cache):
         self.slots: dict[int, Slot] = {}
         self.packed: list[tuple[Slot, Run]] = []
         self.counts: list[int] = []
-        self.pieces: list[tuple[Slot, int, int]] = []
-        self.piece_counts: list[int] = []
+        self.pieces: list[tuple[Slot, int, int, int]] = []  # slot, first position, tokens, first row of the microbatch
+        self.blocks: list[tuple[Slot, int, int, int]] = []  # those of several tokens
+        self.singles: list[tuple[Slot, int, int]] = []  # the rest: slot, position, row
         self._masks: dict[tuple[int, int, int, int], Tensor] = {}
 
     @property
@@ -84,8 +90,13 @@ class KVCache(Cache):
         self.packed = [(self.slots[run.slot], run) for run in runs]
         self._masks.clear()  # those of a forward pass that failed
         self.counts = [run.count for run in runs]
-        self.pieces = [(slot, start, count) for slot, run in self.packed for start, count in run.pieces]
-        self.piece_counts = [count for _, _, count in self.pieces]
+        self.pieces, row = [], 0
+        for slot, run in self.packed:
+            for start, count in run.pieces:
+                self.pieces.append((slot, start, count, row))
+                row += count
+        self.blocks = [piece for piece in self.pieces if piece[2] > 1]
+        self.singles = [(slot, start, row) for slot, start, count, row in self.pieces if count == 1]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -109,6 +120,10 @@ class KVCache(Cache):
         fresh = zip(torch.split(key_states[0], self.counts, 1), torch.split(value_states[0], self.counts, 1), strict=True)
         torch._foreach_copy_(places, [tensor for pair in fresh for tensor in pair])
         return key_states, value_states
+
+    def value_size(self, layer: int) -> int:
+        """How wide a head's values are, once the layer has written some."""
+        return self.packed[0][0].whole(layer)[1].shape[2]
 
     def mask(self, start: int, count: int, first: int, window: int | None) -> Tensor:
         """Which of the keys from position `first` each of `count` tokens from `start` on may see: bool (count, keys).

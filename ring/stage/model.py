@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers.activations import NewGELUActivation
 
 from ring.stage import attention
 from ring.stage.kv import KVCache
-from ring.stage.linear import Kernel, PackedLinear, choose_pack, has_int8, pack_int8
+from ring.stage.linear import Pack, PackedLinear, Product, choose_pack, pack_panels
 from ring.wire.messages import Run
 from weights_tools.quantize import SCALE_BYTES, dequantize
 from weights_tools.shard import Manifest, ShardError
@@ -200,14 +200,19 @@ def set_tensor(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
         module._buffers[leaf] = tensor
 
 
-def pack_linear(model: PreTrainedModel, name: str, pack: Callable[[Tensor], Kernel], consume: bool) -> None:
+def pack_linear(model: PreTrainedModel, name: str, pack: Pack, consume: bool) -> None:
     """Replace the linear layer whose weight is called `name`, if it is one, by a packed one."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if type(module) is nn.Linear and leaf == "weight":
-        packed = PackedLinear(module.weight.detach(), pack, consume)
-        packed.bias = module.bias
-        model.set_submodule(owner, packed)
+        replace_linear(model, owner, module, pack(module.weight.detach(), consume))
+
+
+def replace_linear(model: PreTrainedModel, path: str, module: nn.Linear, product: Product) -> None:
+    """Put a packed linear layer in the place of a plain one."""
+    packed = PackedLinear(product, module.in_features, module.out_features, module.weight.dtype)
+    packed.bias = module.bias
+    model.set_submodule(path, packed)
 
 
 def pack_quantized(model: PreTrainedModel, name: str, stored: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -218,13 +223,14 @@ def pack_quantized(model: PreTrainedModel, name: str, stored: Tensor, dtype: tor
         ShardError: there is no such linear layer, or one of another shape.
     """
     owner = name.removesuffix(".weight")
-    module = dict(model.named_modules()).get(owner)
+    try:
+        module = model.get_submodule(owner)
+    except AttributeError:
+        module = None
     if type(module) is not nn.Linear or stored.shape != (module.out_features, module.in_features + SCALE_BYTES):
         raise ShardError(f"the shard holds '{name}' as int8 {tuple(stored.shape)}, which does not fit this model")
-    if device.type == "cpu" and has_int8():
-        packed = PackedLinear(stored, pack_int8, consume=True, dtype=dtype)
-        packed.bias = module.bias
-        model.set_submodule(owner, packed)
+    if choose_pack(torch.int8, device):
+        replace_linear(model, owner, module, pack_panels(stored, True))
     else:
         weight, scale = dequantize(stored)
         set_tensor(model, name, (weight * scale[:, None]).to(dtype).to(device))

@@ -4,72 +4,91 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
+from torch.nn.functional import linear as torch_linear
 
 from ring.stage import linear
-from ring.stage.linear import PackedLinear, choose_pack, give_back, has_int8, pack_fbgemm, pack_int8
+from ring.stage.linear import PackedLinear, choose_pack, give_back, pack_onednn, pack_panels
 from weights_tools.quantize import dequantize, quantize
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROWS = [*range(1, 26), 40, 64, 131]
+needs_kernels = pytest.mark.skipif(choose_pack(torch.float32, CPU) is not pack_panels, reason="no kernels on this machine")
 
 
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product in float64."""
+    return torch_linear(x.double(), weight.double(), None if bias is None else bias.double())
+
+
+@needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bias", [True, False])
-def test_products_are_those_of_torch(dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack = choose_pack(dtype, CPU)
-    if pack is None:
-        pytest.skip("this machine packs nothing")
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 256), (200, 96), (1, 4), (17, 30), (130, 1028)])
+def test_products_are_those_of_torch(dtype: torch.dtype, outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    plain = nn.Linear(96, 200, bias=bias)
-    for piece in (linear.PIECE, 96 * 64 * dtype.itemsize):  # whole, and in four pieces
+    weight, bias = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
+    for piece in (linear.PIECE, inputs * 64 * dtype.itemsize):  # whole, and 64 rows at a time
         monkeypatch.setattr(linear, "PIECE", piece)
-        packed = PackedLinear(plain.weight.detach().to(dtype), pack, consume=False)
-        packed.bias = nn.Parameter(plain.bias.detach().to(dtype)) if bias else None
-        for rows in (1, 2, 5, 40):
-            x = torch.randn(1, rows, 96, dtype=dtype)
-            expected = plain.to(dtype)(x)
-            assert packed(x).shape == expected.shape and packed(x).dtype == dtype
-            assert torch.allclose(packed(x).float(), expected.float(), atol=1e-5 if dtype == torch.float32 else 2e-2)
-        plain = plain.float()
+        packed = PackedLinear(pack_panels(weight, False), inputs, outputs, dtype)
+        for packed.bias in (None, bias):
+            for rows in (1, 2, 3, 8, 40):
+                x = torch.randn(1, rows, inputs).to(dtype)
+                y = packed(x)
+                assert y.shape == (1, rows, outputs) and y.dtype == dtype
+                expected = exact(x, weight, packed.bias)
+                error = (y.double() - expected).abs().max() / expected.abs().max()
+                assert float(error) < (2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_is_the_same_alone_and_among_others(dtype: torch.dtype) -> None:
-    pack = choose_pack(dtype, CPU)
-    if pack is None:
-        pytest.skip("this machine packs nothing")
+@needs_kernels
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
+@pytest.mark.parametrize("inputs", [512, 772])
+def test_a_row_is_the_same_alone_among_others_and_on_several_threads(dtype: torch.dtype, inputs: int) -> None:
     torch.manual_seed(0)
-    packed = PackedLinear(torch.randn(256, 512).to(dtype), pack, consume=False)
-    x = torch.randn(300, 512).to(dtype)
-    together = packed(x)
-    for rows in (*range(1, 130), 151, 170, 200, 247):
-        assert torch.equal(packed(x[:rows]), together[:rows]), rows
+    weight = torch.randn(300, inputs)
+    kernel = pack_panels(quantize(weight) if dtype == torch.int8 else weight.to(dtype), False)
+    x = torch.randn(max(ROWS), inputs)
+    together = kernel(x, None)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            for rows in ROWS:
+                assert torch.equal(kernel(x[-rows:], None), together[-rows:]), rows
+    finally:
+        torch.set_num_threads(threads)
 
 
-def test_only_the_weights_of_int8_are_rounded_to_8_bits() -> None:
-    if not has_int8():
-        pytest.skip("this machine has no int8 product")
+@needs_kernels
+def test_only_the_weights_of_int8_are_rounded() -> None:
     torch.manual_seed(0)
     stored = quantize(torch.randn(100, 512))
+    levels, scale = dequantize(stored)
+    weight, bias = levels.double() * scale.double()[:, None], torch.randn(100)
     x = torch.randn(200, 512)
-    x[:, 3] *= 20  # an activation far from the others, as large models have
-    x[7] = 0.0
-    weight, scale = dequantize(stored)
-    exact = x.double() @ (weight.double() * scale.double()[:, None]).t()
-    packed = PackedLinear(stored.clone(), pack_int8, consume=False, dtype=torch.float32)
-    y = packed(x)
-    rounded = (x.bfloat16().double() @ (weight.double() * scale.double()[:, None]).t() - exact).norm()
-    assert float((y.double() - exact).norm()) < float(rounded), "closer than bfloat16 activations would be"
-    for rows in (1, 2, 3, 7, 16, 33, 128):
-        assert torch.equal(packed(x[:rows]), y[:rows])
-    assert packed(x[:2].bfloat16()).dtype == torch.bfloat16
+    x[:, 3] *= 1000  # an activation far from the others, as large models have
+    kernel = pack_panels(stored.clone(), True)
+    for given in (None, bias):
+        assert torch.allclose(kernel(x, given).double(), exact(x, weight, given), rtol=1e-5, atol=1e-2)
+    assert kernel(x[:2].bfloat16(), bias).dtype == torch.bfloat16
 
 
-def test_weights_beyond_float16_stay_as_they_are() -> None:
-    weight = torch.full((8, 16), 1e6, dtype=torch.bfloat16)
-    kernel = pack_fbgemm(weight)
-    assert torch.isfinite(kernel(torch.ones(2, 16, dtype=torch.bfloat16), None)).all()
+@needs_kernels
+def test_what_is_not_finite_stays_in_its_row() -> None:
+    kernel = pack_panels(torch.randn(64, 64), False)
+    x = torch.randn(7, 64)
+    x[2, 5] = float("nan")
+    good = kernel(x, None).isfinite().all(1)
+    assert good.tolist() == [True, True, False, True, True, True, True]
+    assert bool(pack_panels(torch.full((8, 16), 1e6, dtype=torch.bfloat16), False)(torch.ones(2, 16), None).isfinite().all())
+
+
+def test_onednn_packs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(100, 64), torch.randn(100), torch.randn(5, 64)
+    monkeypatch.setattr(linear, "PIECE", 64 * 30 * 4)
+    assert torch.allclose(pack_onednn(weight.clone(), False)(x, bias), torch_linear(x, weight, bias), atol=1e-5)
 
 
 def test_memory_that_is_given_back_leaves_the_rest_alone() -> None:

@@ -1,0 +1,230 @@
+"""Attention of single tokens over the KV cache, as fast as the memory gives keys and values.
+
+For each token and each KV head it reads the keys once and the values once, in the dtype in which they are stored, for
+all the query heads that share them: nothing is copied, widened in memory or repeated. Scores, softmax and sums are float32,
+and each is summed up from the first key to the last, so that a token's result depends on nothing but its sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from llvmlite import ir
+
+from ring.stage.compiler import (
+    FLOAT,
+    INT,
+    LANES,
+    LINE,
+    LONG,
+    POINTER,
+    VECTOR,
+    WHOLE,
+    Kernel,
+    address,
+    compile_kernel,
+    counting,
+    fetch,
+    internal,
+    multiply_add,
+    new_module,
+    read,
+    smaller,
+    spread,
+    write,
+)
+
+BLOCK = 32
+"""Keys, or values, that all query heads of a KV head work on while they are in the first-level cache."""
+FIELDS = 6
+"""Numbers that describe one token: where its slot's keys and values lie, how many tokens the slot has room for, the first
+position attended to, their number, and the token's row."""
+REGISTERS = 4
+"""Vectors that are summed up at once."""
+AHEAD = 16
+"""Keys, or values, that the memory is asked for in advance."""
+MAGIC = 1.5 * 2**23
+"""Added to a small float32, it leaves the nearest whole number in the lowest bits."""
+
+
+@cache
+def attend(dtype: torch.dtype, head_size: int, value_size: int, groups: int) -> Kernel:
+    """The kernel for a cache of this dtype whose KV heads are each shared by `groups` query heads:
+    `call(tokens, q, out, scores, room, KV heads, items, threads)`.
+
+    `tokens` is the address of int64 (tokens, FIELDS); `q` of float32 (rows, heads, head size), already scaled; `out` of
+    float32 (rows, heads, value size); `scores` of float32 (items, groups, room), with `room` for the longest attention and
+    LANES numbers more. Items are tokens x KV heads.
+    """
+    module = new_module()
+    parts = {
+        "scores": write_scores(module, dtype, head_size, groups),
+        "softmax": write_softmax(module),
+        "sums": write_sums(module, dtype, value_size, groups),
+    }
+    return compile_kernel(module, write_attend(module, dtype, head_size, value_size, groups, parts))
+
+
+def write_attend(
+    module: ir.Module, dtype: torch.dtype, head_size: int, value_size: int, groups: int, parts: dict[str, ir.Function]
+) -> ir.Function:
+    """`attend(tokens, q, out, scores, room, KV heads, first item, end)`."""
+    size = dtype.itemsize
+    function = internal(module, "attend", [LONG] * 8)
+    tokens, q, out, scores, room, kv_heads, first, end = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    with counting(b, first, end, LONG(1)) as item:
+        token, head = b.sdiv(item, kv_heads), b.srem(item, kv_heads)
+        entry = address(b, tokens, b.mul(token, LONG(FIELDS)), 8)
+        keys, values, reserve, start, count, row = (
+            b.load(address(b, entry, LONG(field), 8), typ=LONG) for field in range(FIELDS)
+        )
+        place = b.add(b.mul(head, reserve), start)
+        keys = address(b, keys, b.mul(place, LONG(head_size)), size)
+        values = address(b, values, b.mul(place, LONG(value_size)), size)
+        own = address(b, scores, b.mul(b.mul(item, LONG(groups)), room))
+        first_head = b.mul(b.add(b.mul(row, kv_heads), head), LONG(groups))
+        queries = address(b, q, b.mul(first_head, LONG(head_size)))
+        results = address(b, out, b.mul(first_head, LONG(value_size)))
+        with counting(b, LONG(0), count, LONG(BLOCK)) as at:
+            now = smaller(b, b.sub(count, at), LONG(BLOCK))
+            b.call(
+                parts["scores"],
+                [queries, address(b, keys, b.mul(at, LONG(head_size)), size), address(b, own, at), room, now],
+            )
+        for group in range(groups):
+            b.call(parts["softmax"], [address(b, own, b.mul(LONG(group), room)), count])
+        with counting(b, LONG(0), LONG(groups * value_size), LONG(LANES)) as at:
+            write(b, VECTOR([0.0] * LANES), address(b, results, at))
+        with counting(b, LONG(0), count, LONG(BLOCK)) as at:
+            now = smaller(b, b.sub(count, at), LONG(BLOCK))
+            b.call(
+                parts["sums"],
+                [address(b, own, at), room, address(b, values, b.mul(at, LONG(value_size)), size), results, now],
+            )
+    b.ret_void()
+    return function
+
+
+def write_scores(module: ir.Module, dtype: torch.dtype, head_size: int, groups: int) -> ir.Function:
+    """`scores(queries, keys, scores, room, count)`: the products of the queries with some keys."""
+    function = internal(module, "scores", [POINTER, POINTER, POINTER, LONG, LONG])
+    queries, keys, scores, room, count = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    for heads in batched(range(groups), REGISTERS):
+        rows = {head: address(b, queries, LONG(head * head_size)) for head in heads}
+        results = {head: address(b, scores, b.mul(LONG(head), room)) for head in heads}
+        with counting(b, LONG(0), count, LONG(1)) as key:
+            place = address(b, keys, b.mul(key, LONG(head_size)), dtype.itemsize)
+            if heads[0] == 0:
+                fetch_row(b, keys, b.add(key, LONG(AHEAD)), head_size * dtype.itemsize)
+            sums: dict[int, ir.Value] = dict.fromkeys(heads, VECTOR([0.0] * LANES))
+            for at in range(0, head_size, LANES):
+                part = read(b, dtype, address(b, place, LONG(at), dtype.itemsize))
+                for head in heads:
+                    number = read(b, torch.float32, address(b, rows[head], LONG(at)))
+                    sums[head] = multiply_add(b, number, part, sums[head])
+            for head in heads:
+                b.store(fold(b, sums[head], b.fadd), address(b, results[head], key))
+    b.ret_void()
+    return function
+
+
+def write_softmax(module: ir.Module) -> ir.Function:
+    """`softmax(scores, count)`: in place. What lies behind them, up to LANES numbers, is overwritten."""
+    function = internal(module, "softmax", [POINTER, LONG])
+    scores, count = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    write(b, VECTOR([float("-inf")] * LANES), address(b, scores, count))
+    most, total = b.alloca(VECTOR), b.alloca(VECTOR)
+    b.store(VECTOR([float("-inf")] * LANES), most)
+    with counting(b, LONG(0), count, LONG(LANES)) as at:
+        numbers, before = read(b, torch.float32, address(b, scores, at)), b.load(most, typ=VECTOR)
+        b.store(b.select(b.fcmp_ordered(">", before, numbers), before, numbers), most)
+    highest = spread(b, fold(b, b.load(most, typ=VECTOR), lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y)))
+    b.store(VECTOR([0.0] * LANES), total)
+    with counting(b, LONG(0), count, LONG(LANES)) as at:
+        weights = exponential(b, b.fsub(read(b, torch.float32, address(b, scores, at)), highest))
+        write(b, weights, address(b, scores, at))
+        b.store(b.fadd(b.load(total, typ=VECTOR), weights), total)
+    share = spread(b, b.fdiv(FLOAT(1.0), fold(b, b.load(total, typ=VECTOR), b.fadd)))
+    with counting(b, LONG(0), count, LONG(LANES)) as at:
+        place = address(b, scores, at)
+        write(b, b.fmul(read(b, torch.float32, place), share), place)
+    b.ret_void()
+    return function
+
+
+def fold(b: ir.IRBuilder, numbers: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+    """All lanes combined into one number, halves first."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        nothing = ir.VectorType(FLOAT, 2 * width)(ir.Undefined)
+        half = ir.VectorType(INT, width)
+        low, high = half(list(range(width))), half(list(range(width, 2 * width)))
+        numbers = combine(b.shuffle_vector(numbers, nothing, low), b.shuffle_vector(numbers, nothing, high))
+    return b.extract_element(numbers, INT(0))
+
+
+def exponential(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """exp(x) for x <= 0, to two units in the last place: 2^n e^r with |r| <= ln 2 / 2, after Cephes' `expf`. NaN stays NaN."""
+
+    def every(number: float) -> ir.Constant:
+        return VECTOR([number] * LANES)
+
+    low = every(-87.0)  # e^-87 is the smallest that is no subnormal number
+    x = b.select(b.fcmp_ordered("<", x, low), low, x)
+    shifted = multiply_add(b, x, every(1.4426950408889634), every(MAGIC))  # its last bits are n, rounded
+    n = b.fsub(shifted, every(MAGIC))
+    r = multiply_add(b, n, every(-0.693359375), x)
+    r = multiply_add(b, n, every(2.12194440e-4), r)
+    sums = every(1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        sums = multiply_add(b, sums, r, every(factor))
+    sums = b.fadd(multiply_add(b, b.fmul(r, r), sums, r), every(1.0))
+    power = b.shl(b.add(b.bitcast(shifted, WHOLE), WHOLE([127] * LANES)), WHOLE([23] * LANES))
+    return b.fmul(sums, b.bitcast(power, VECTOR))
+
+
+def write_sums(module: ir.Module, dtype: torch.dtype, value_size: int, groups: int) -> ir.Function:
+    """`sums(weights, room, values, results, count)`: adds some values, each by the weight that each head gives it."""
+    function = internal(module, "sums", [POINTER, LONG, POINTER, POINTER, LONG])
+    weights, room, values, results, count = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    for heads in batched(range(groups), REGISTERS):
+        for parts in batched(range(0, value_size, LANES), max(1, REGISTERS // len(heads))):
+            places = {(head, at): address(b, results, LONG(head * value_size + at)) for head in heads for at in parts}
+            sums = {cell: b.alloca(VECTOR) for cell in places}
+            for cell, place in places.items():
+                b.store(read(b, torch.float32, place), sums[cell])
+            with counting(b, LONG(0), count, LONG(1)) as key:
+                numbers = {
+                    head: spread(b, b.load(address(b, weights, b.add(b.mul(LONG(head), room), key)), typ=FLOAT))
+                    for head in heads
+                }
+                if heads[0] == 0 and parts[0] == 0:
+                    fetch_row(b, values, b.add(key, LONG(AHEAD)), value_size * dtype.itemsize)
+                for at in parts:
+                    place = address(b, values, b.add(b.mul(key, LONG(value_size)), LONG(at)), dtype.itemsize)
+                    part = read(b, dtype, place)
+                    for head in heads:
+                        cell = sums[head, at]
+                        b.store(multiply_add(b, numbers[head], part, b.load(cell, typ=VECTOR)), cell)
+            for cell, place in places.items():
+                write(b, b.load(sums[cell], typ=VECTOR), place)
+    b.ret_void()
+    return function
+
+
+def fetch_row(b: ir.IRBuilder, rows: ir.Value, row: ir.Value, size: int) -> None:
+    """Ask the memory for a row of `size` bytes."""
+    for at in range(0, size, LINE):
+        fetch(b, address(b, rows, b.add(b.mul(row, LONG(size)), LONG(at)), 1))
+
+
+def batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Some at a time."""
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
