@@ -9,12 +9,12 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from weights_tools.tensorfile import CheckpointError as CheckpointError  # this module speaks of nothing else
+from weights_tools.folder import CheckpointError as CheckpointError  # this module speaks of nothing else
+from weights_tools.folder import model_name, read_json, summarize
 from weights_tools.tensorfile import StoredTensor, read_header
 
 Tensors = dict[str, StoredTensor]
@@ -58,12 +58,6 @@ def resolve(name: str) -> Path:
             "download it on a machine with internet, or give a folder"
         )
     raise CheckpointError(f"'{name}' is no local folder, {reason}")
-
-
-def summarize(error: BaseException) -> str:
-    """The first line of an error's message, without a final stop: what fits into a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
 
 
 class Checkpoint:
@@ -145,36 +139,6 @@ def sample(tensor: StoredTensor) -> bytes:
     with tensor.file.stream(tensor.offset + (tensor.bytes - len(middle)) // 2, len(middle)) as fill:
         fill(memoryview(middle))
     return bytes(middle)
-
-
-def model_name(folder: Path) -> str:
-    """A folder's name; for one in the Hub's cache (`models--Qwen--Qwen2-7B/snapshots/…`) the repository's, `Qwen2-7B`.
-
-    Without the owner, so that a model has the same name, and its shards the same bytes, whichever way it came here.
-    """
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.rpartition("--")[2]
-    return folder.name
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: no such file, or no JSON object.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON ({summarize(error)}); download it again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download it again")
-    return value
 
 
 def load_config(folder: Path, where: str | None = None) -> PreTrainedConfig:

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist
 
+from weights_tools.folder import CheckpointError
 from weights_tools.quantize import gather, quantize, unquantized
 from weights_tools.sources import Parameter, Source
-from weights_tools.tensorfile import CheckpointError, StoredTensor, as_bytes, read_tensor
+from weights_tools.tensorfile import StoredTensor, as_bytes, read_tensor
 
 PIECE = 1 << 20  # small enough to be read, hashed and written while it is in a core's own cache
 

@@ -12,10 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from weights_tools.shard import SCALE_BYTES as SCALE_BYTES
 from weights_tools.sources import Parameter
 from weights_tools.tensorfile import as_bytes
-
-SCALE_BYTES = 4
 
 
 def quantized(parameter: Parameter, name: str) -> Parameter:

@@ -15,7 +15,8 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]  # documented, not in __all__
 
-from weights_tools.tensorfile import CheckpointError, Fill, StoredTensor
+from weights_tools.folder import CheckpointError
+from weights_tools.tensorfile import Fill, StoredTensor
 
 if TYPE_CHECKING:
     from httpx2 import Response

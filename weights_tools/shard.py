@@ -16,6 +16,8 @@ import msgspec
 FORMAT = 1
 MANIFEST = "shard.json"
 WEIGHTS = "model.safetensors"
+SCALE_BYTES = 4
+"""At the end of each row of an int8 weight: its scale, a float32."""
 
 
 class ShardError(ValueError):

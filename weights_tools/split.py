@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from weights_tools.checkpoint import Checkpoint, choose_dtype, fingerprint, resolve, summarize
+from weights_tools.checkpoint import Checkpoint, choose_dtype, fingerprint, resolve
+from weights_tools.folder import summarize
 from weights_tools.partition import Ranges, balance, parse_layers
 from weights_tools.place import SplitError, check_free, occupied
 from weights_tools.plan import Model, StagePlan

@@ -14,6 +14,8 @@ import msgspec
 import torch
 from torch import Tensor
 
+from weights_tools.folder import CheckpointError
+
 MAX_HEADER = 100 << 20  # what the safetensors library allows
 
 DTYPES = {
@@ -22,10 +24,6 @@ DTYPES = {
     "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
 SAFETENSORS_NAMES = {name: code for code, name in DTYPES.items()}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one sentence that says what to do."""
 
 
 class HeaderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weights_tools.folder import CheckpointError
 from weights_tools.shard import WEIGHTS, Manifest, ShardError, read_manifest
-from weights_tools.tensorfile import CheckpointError, StoredTensor, as_bytes, read_header
+from weights_tools.tensorfile import StoredTensor, as_bytes, read_header
 
 CHUNK = 1 << 20
 

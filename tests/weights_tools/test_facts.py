@@ -11,8 +11,10 @@ import pytest
 
 from ring.stage.load import load_stage
 from tests.weights_tools.conftest import SHAPES, Save
-from weights_tools.checkpoint import Checkpoint, CheckpointError
+from weights_tools.checkpoint import Checkpoint, CheckpointError, load_config
 from weights_tools.facts import read_facts
+from weights_tools.formulas import dense_facts, read_dense
+from weights_tools.frame_facts import frame_facts
 from weights_tools.plan import Model
 from weights_tools.split import split
 
@@ -35,6 +37,8 @@ QWEN2_72B = {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
     "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
     "dtype": "bfloat16",
 }
 
@@ -80,6 +84,55 @@ def test_large_models_from_their_configs(tmp_path: Path, fields: dict[str, Any],
     assert set(facts.kv_bytes) == {kv} and set(facts.windows) == {None}
 
 
+USUAL = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 96}
+VARIANTS: list[dict[str, Any]] = [
+    {"num_key_value_heads": 4},
+    {"num_key_value_heads": 1, "tie_word_embeddings": True, "attention_bias": True},
+    {"num_key_value_heads": 2, "head_dim": 24, "mlp_bias": True},
+]
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"model_type": "llama"},
+        {"model_type": "mistral", "sliding_window": 48},
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 48, "max_window_layers": 1},
+        {"model_type": "qwen3", "head_dim": 16},
+    ],
+    ids=lambda kind: str(kind["model_type"]),
+)
+def test_formulas_say_what_transformers_modules_say(tmp_path: Path, kind: dict[str, Any], fields: dict[str, Any]) -> None:
+    config_only(tmp_path, raw := USUAL | {"max_position_embeddings": 256} | kind | fields)
+    dense = read_dense(raw)
+    assert dense is not None
+    for dtype in ("float32", "bfloat16", "int8"):
+        assert dense_facts(dense, "x", dtype) == frame_facts(load_config(tmp_path), "x", dtype)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_key_value_heads": None},
+        {"num_key_value_heads": 3},
+        {"hidden_size": 65},
+        {"hidden_act": "gelu"},
+        {"sliding_window": 16},
+        {"model_type": "qwen2", "use_sliding_window": True},
+        {"model_type": "qwen3"},
+        {"model_type": "mistral"},
+        {"model_type": "gpt2"},
+        {"layer_types": ["full_attention"] * 3},
+        {"vocab_size": "96"},
+    ],
+)
+def test_what_is_unusual_is_left_to_transformers(change: dict[str, Any]) -> None:
+    raw = USUAL | {"model_type": "llama", "num_key_value_heads": 2, "max_position_embeddings": 256}
+    assert read_dense(raw) is not None and read_dense(raw | change) is None
+
+
 def test_windows(tmp_path: Path) -> None:
     common = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16}
     kinds = ["sliding_attention", "full_attention"] * 2
@@ -98,7 +151,9 @@ def test_windows(tmp_path: Path) -> None:
     [
         ({"model_type": "nothing-known"}, "no config that transformers knows"),
         ({**LLAMA_405B, "quantization_config": {"bits": 4}}, "quantized"),
-        ({**LLAMA_405B, "dtype": "float64"}, "choose float32, bfloat16, float16 or int8"),
+        ({**LLAMA_405B, "dtype": "float64"}, "choose float32, bfloat16, float16, int8"),
+        ({**LLAMA_405B, "num_hidden_layers": 10**9}, "a model has 1 to 1,024"),
+        ({"model_type": "gpt2", "n_embd": -64}, "says hidden_size = -64"),
     ],
 )
 def test_configs_that_cannot_be_planned(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
