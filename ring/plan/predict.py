@@ -35,7 +35,7 @@ def predict_streams(facts: ModelFacts, stages: Sequence[StageCost], load: Load, 
     first = simulate(simulated(facts, stages), streams, load.prompt, 2)
     # Prompts of one token, so that all decode from the start, at the length that they have on average.
     steady = simulate(simulated(facts, stages, attended=load.attended), streams, 1, STEADY)
-    gaps = sorted(steady.round.gaps_s)
+    gaps = sorted(steady.gaps_s)
     gap = gaps[len(gaps) // 2]
     return Prediction(streams, first.ttft_s, gap, streams / gap)
 
