@@ -10,10 +10,12 @@ import msgspec
 import numpy as np
 
 from ring.plan.cost import PROCESS, Load, StageCost, chunk_work, load_work, transfer
+from ring.plan.cut import Table
 from ring.plan.fit import explain
 from ring.plan.machines import Machine, MachineError
-from ring.plan.optimize import Choice, Table, Tables, best, groups_of, rows_of
+from ring.plan.optimize import best, groups_of, rows_of
 from ring.plan.predict import Prediction, predict
+from ring.plan.search import Choice, Tables
 from ring.plan.units import show_time
 from weights_tools.facts import ModelFacts
 from weights_tools.planfile import FORMAT

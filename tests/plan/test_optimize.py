@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ring.plan.optimize import Choice, Table, Tables, best
+from ring.plan.cut import Table
+from ring.plan.optimize import best
+from ring.plan.search import Choice, Tables
 
 INF = float("inf")
 
