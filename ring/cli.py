@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ring import keyring
 from ring.bench.cli import app as bench
 from ring.deploy.cli import app as deploy
+from ring.keyring_cli import app as keys
 from ring.plan.cli import add_commands as add_plan_commands
 from ring.sentences import errors, fail, sentences
 from ring.verify_cli import verify
@@ -57,7 +56,7 @@ add_commands(app, prove)
 add_fetch(app, prove)
 app.command()(verify)
 add_plan_commands(app)
-app.add_typer(keyring.app, name="keys")
+app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 app.add_typer(deploy, name="deploy")
 
@@ -258,6 +257,8 @@ def ask(
         "ignore_eos": ignore_eos,
     }
     with sentences():
+        import asyncio
+
         from ring.ask import ask as ask_ring
         from ring.client import RingClient
 
@@ -326,6 +327,8 @@ def status(
 ) -> None:
     """Show a ring's stages, and what it is doing."""
     with sentences():
+        import asyncio
+
         import msgspec
 
         from ring.client import RingClient
@@ -355,6 +358,8 @@ def drain(
 ) -> None:
     """Have a ring take no new requests and finish those it has, before machines are stopped or changed."""
     with sentences():
+        import asyncio
+
         from ring.client import RingClient
 
         async def run() -> None:
@@ -384,6 +389,8 @@ def doctor(
     Run it on each machine with what its `ring node` is given.
     """
     with sentences():
+        import asyncio
+
         from ring.doctor import examine, print_findings
 
         findings = asyncio.run(examine(shard, listen, next, head, keys, insecure))

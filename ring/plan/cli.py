@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +93,8 @@ def add_commands(app: typer.Typer) -> None:
             if sum(given is not None for given in (machines, nodes, from_head)) != 1:
                 raise typer.BadParameter("give --machines FILE, or --nodes N with --memory SIZE, or --from-head ADDR")
             if from_head is not None:
+                import asyncio
+
                 from ring.plan import observe
 
                 if checkpoint is None and out is not None:
