@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ class PlannedCut(msgspec.Struct, frozen=True):
     layer_bytes: list[int]
     head_bytes: int
     embedding_bytes: int
-    stages: list[PlannedRange]
+    stages: Sequence[PlannedRange]
 
     @property
     def ranges(self) -> Ranges:

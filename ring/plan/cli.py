@@ -85,7 +85,8 @@ def add_commands(app: typer.Typer) -> None:
         with sentences():
             from ring.plan.cost import Load
             from ring.plan.machines import equal_machines, read_machines
-            from ring.plan.plan import Planner
+            from ring.plan.planner import Planner
+            from ring.plan.report import make_plan
             from ring.plan.show import commands, show_plan
             from weights_tools.facts import read_facts
 
@@ -120,7 +121,7 @@ def add_commands(app: typer.Typer) -> None:
             asked = Load(streams or STREAMS, prompt, new_tokens, context or max(prompt + new_tokens, min(2048, facts.context)))
             check_context(asked.context, prompt + new_tokens, facts.context)
             planner = Planner(facts, ring, asked, aim.value, any_order)
-            planned = planner.plan()
+            planned = make_plan(planner)
             if from_head is not None:
                 proposal = observe.propose(status, planner)
             planned = msgspec.structs.replace(planned, commands=commands(planned, ring, checkpoint or "CHECKPOINT", out))

@@ -18,7 +18,7 @@ from ring.bench.load import random_prompts, run_round
 from ring.client import RingClient
 from ring.plan.cost import PROCESS, StageCost
 from ring.plan.machines import Machine
-from ring.plan.plan import Planner
+from ring.plan.planner import Planner
 from ring.wire.clients import Lap, StageStatus, Status
 from weights_tools.facts import ModelFacts
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from ring.plan.cost import PROCESS, Load, StageCost, Work, chunk_work, load_work, transfer
 from ring.plan.fit import DoesNotFit
 from ring.plan.machines import Machine, MachineError, equal_machines, read_machines
-from ring.plan.plan import SLOWER, Aim, Planner
+from ring.plan.plan import Aim, Plan
+from ring.plan.planner import SLOWER, Planner
+from ring.plan.report import make_plan
 from ring.plan.units import UnitError, parse_bandwidth, parse_flops, parse_network, parse_size, parse_time
 from weights_tools.facts import ModelFacts
 
@@ -42,8 +44,8 @@ def model(layers: int = 8, layer: int = GB, head: int = GB // 2, embedding: int 
     return msgspec.structs.replace(facts, **changes)
 
 
-def planner(facts: ModelFacts, machines: list[Machine], load: Load | None = None, aim: Aim = "throughput") -> Planner:
-    return Planner(facts, machines, load or Load(), aim)
+def planned(facts: ModelFacts, machines: list[Machine], load: Load | None = None, aim: Aim = "throughput") -> Plan:
+    return make_plan(Planner(facts, machines, load or Load(), aim))
 
 
 machine_kinds = st.builds(
@@ -80,12 +82,12 @@ def test_no_other_plan_is_better(kinds: list[Machine], layers: int, streams: int
                     laps[tuple(m.name for m in chosen), tuple(cut)] = lap_of(facts, stages, load, aim)
     if not laps:
         with pytest.raises(DoesNotFit, match="are short"):
-            planner(facts, machines, load, aim).plan()
+            planned(facts, machines, load, aim)
         return
-    plan = planner(facts, machines, load, aim).plan()
+    plan = planned(facts, machines, load, aim)
     used = tuple(stage.machine for stage in plan.stages)
-    planned = tuple((stage.first_layer, stage.end_layer) for stage in plan.stages)
-    assert laps[used, planned] == pytest.approx(plan.lap_s)
+    found = tuple((stage.first_layer, stage.end_layer) for stage in plan.stages)
+    assert laps[used, found] == pytest.approx(plan.lap_s)
     assert plan.lap_s <= min(laps.values()) * (1 + (SLOWER if aim == "throughput" else 0) + 1e-6)
     assert all(stage.memory_bytes <= stage.memory_limit for stage in plan.stages)
     assert {m.name for m in machines} == {*used, *(left.machine for left in plan.left_out)}
@@ -147,23 +149,23 @@ def test_measured_rates_between_and_beyond() -> None:
 
 def test_equal_machines_share_evenly_and_a_slow_one_is_named() -> None:
     machines = equal_machines(3, "8G", "20GB/s", None, "0.1ms", "10Gbit")
-    plan = planner(model(9), machines, Load(streams=12)).plan()
+    plan = planned(model(9), machines, Load(streams=12))
     assert [(s.first_layer, s.end_layer) for s in plan.stages] == [(0, 3), (3, 6), (6, 9)]
     slow = msgspec.structs.replace(machines[0], name="pi", bandwidth=1e9, compute={"": 1e9})
-    plan = planner(model(9), [*machines, slow], Load(streams=12)).plan()
+    plan = planned(model(9), [*machines, slow], Load(streams=12))
     assert [left.machine for left in plan.left_out] == ["pi"]
     assert "instead of" in plan.left_out[0].reason
     tiny = msgspec.structs.replace(machines[0], name="tiny", memory=GB)
-    assert "not even one layer" in planner(model(9), [*machines, tiny]).plan().left_out[0].reason
+    assert "not even one layer" in planned(model(9), [*machines, tiny]).left_out[0].reason
 
 
 def test_what_one_more_machine_changes() -> None:
     machines = equal_machines(2, "16G", "20GB/s", "100GFLOPS", "0.1ms", "10Gbit")
-    plan = planner(model(8), machines, Load(streams=32)).plan()
+    plan = planned(model(8), machines, Load(streams=32))
     assert plan.bottleneck.kind == "compute" and plan.one_more is not None
     assert plan.one_more.stages == 3
     assert plan.one_more.many.tokens_per_s > 1.2 * plan.many.tokens_per_s
-    lonely = planner(model(8), machines, Load(streams=1), "latency").plan()
+    lonely = planned(model(8), machines, Load(streams=1), "latency")
     assert len(lonely.stages) == 1 and lonely.one_more is not None and "not be used" in lonely.one_more.says
 
 
@@ -172,7 +174,7 @@ def test_bottlenecks() -> None:
         machines = [
             msgspec.structs.replace(m, **machine) for m in equal_machines(2, "6G", "20GB/s", "10TFLOPS", "0.1ms", "10Gbit")
         ]
-        return planner(model(8), machines, load).plan().bottleneck.kind
+        return planned(model(8), machines, load).bottleneck.kind
 
     assert kind(Load(streams=8, prompt=8)) == "memory"
     assert kind(Load(streams=8), compute={"": 20e9}) == "compute"
@@ -186,8 +188,8 @@ def test_any_order_finds_the_machine_for_the_embedding() -> None:
     small, large = equal_machines(2, "4G", "20GB/s", None, "0ms", "10Gbit")
     large = msgspec.structs.replace(large, name="large", memory=8 * GB)
     with pytest.raises(DoesNotFit):
-        Planner(facts, [small, large], Load(), "throughput").plan()
-    plan = Planner(facts, [small, large], Load(), "throughput", any_order=True).plan()
+        planned(facts, [small, large])
+    plan = make_plan(Planner(facts, [small, large], Load(), "throughput", any_order=True))
     assert [stage.machine for stage in plan.stages] == ["large", "node-0"]
     with pytest.raises(MachineError, match="8 machines at most"):
         Planner(facts, [small] * 9, Load(), "throughput", any_order=True)
@@ -197,17 +199,17 @@ def test_what_would_fit_is_said() -> None:
     facts = model(8, dtype="float32", kv_bytes=[10**5] * 8)
     machines = equal_machines(2, "6G", "20GB/s", None, "1ms", "1Gbit")
     with pytest.raises(DoesNotFit) as error:
-        planner(facts, machines, Load(streams=4, context=2000)).plan()
+        planned(facts, machines, Load(streams=4, context=2000))
     says = str(error.value)
     assert "\n" not in says and "9 GB of weights" in says and "6.4 GB of KV cache" in says
     assert "with a context of" in says and "with 1 stream (--streams)" in says
     assert "on 2 more machines like node-0" in says
     context = int(says.partition("with a context of ")[2].split(" ")[0].replace(",", ""))
-    planner(facts, machines, Load(streams=4, context=context)).plan()
+    planned(facts, machines, Load(streams=4, context=context))
     with pytest.raises(DoesNotFit):
-        planner(facts, machines, Load(streams=4, context=context + 1)).plan()
+        planned(facts, machines, Load(streams=4, context=context + 1))
     with pytest.raises(DoesNotFit, match="as bfloat16"):
-        planner(model(8, dtype="float32"), equal_machines(1, "8G", "1G", None, "0ms", "1G")).plan()
+        planned(model(8, dtype="float32"), equal_machines(1, "8G", "1G", None, "0ms", "1G"))
 
 
 def test_memory_counts_everything() -> None:
@@ -268,9 +270,9 @@ def test_nodes_on_one_computer_share_it() -> None:
     machines = equal_machines(2, "16G", "20GB/s", "20GFLOPS", "0ms", "10Gbit")
     shared = [msgspec.structs.replace(machine, host="box", at_once=1.0) for machine in machines]
     apart = [msgspec.structs.replace(machine, host="box", at_once=2.0) for machine in machines]
-    laps = [planner(model(8), some, Load(streams=8)).plan().lap_s for some in (machines, apart)]
+    laps = [planned(model(8), some, Load(streams=8)).lap_s for some in (machines, apart)]
     assert laps[0] == laps[1]
-    plan = planner(model(8), shared, Load(streams=8)).plan()
+    plan = planned(model(8), shared, Load(streams=8))
     assert plan.lap_s == pytest.approx(2 * laps[0])
-    rates = [planner(model(8), some, Load(streams=8, prompt=8)).plan().many.tokens_per_s for some in (machines, shared)]
+    rates = [planned(model(8), some, Load(streams=8, prompt=8)).many.tokens_per_s for some in (machines, shared)]
     assert rates[1] < 0.7 * rates[0], "the prediction shares it too"
