@@ -151,7 +151,7 @@ def cached_split(
 ) -> Path:
     """The folder with this checkpoint's shards for so many nodes, split now unless it was before."""
     from weights_tools.checkpoint import Checkpoint, fingerprint, resolve
-    from weights_tools.cli import progress_bar
+    from weights_tools.cli import counting
     from weights_tools.pocket import path as pocket_path
     from weights_tools.skeleton import hush_transformers
     from weights_tools.split import split
@@ -164,8 +164,7 @@ def cached_split(
         return folder
     say(f"splitting {checkpoint or 'the pocket model'} over {nodes} nodes, into {folder}")
     started = time.monotonic()
-    with progress_bar("splitting") as bar:
-        task = bar.add_task("", total=None)
+    with counting("splitting") as count:
         split(
             opened,
             folder,
@@ -173,8 +172,8 @@ def cached_split(
             dtype=dtype,
             force=True,
             prove=prove,
-            total=lambda size: bar.update(task, total=size),
-            progress=lambda size: bar.advance(task, size),
+            total=count.total,
+            progress=count.advance,
         )
     say(f"split in {time.monotonic() - started:.1f} s")
     return folder

@@ -30,7 +30,7 @@ SAMPLES = 2048
 AT_ONCE = 16
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, revision: str = "main") -> Path:
     """The local folder of a checkpoint: `name` itself if it is one, else downloaded from the Hugging Face Hub.
 
     Raises:
@@ -47,7 +47,7 @@ def resolve(name: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except errors.GatedRepoError:
         reason = "and the Hugging Face Hub gives it only to accounts that accepted its terms; accept them, then `hf auth login`"
     except errors.RepositoryNotFoundError:

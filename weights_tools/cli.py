@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 import typer
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from weights_tools.ringfile import read_ring_file
 from weights_tools.shard import Manifest
 
 if TYPE_CHECKING:
@@ -46,14 +48,21 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
 
     @app.command()
     def split(
-        checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or its name on the Hugging Face Hub.")],
-        out: Annotated[Path, typer.Option(help="The folder for stage-0, stage-1, …")],
+        checkpoint: Annotated[
+            str | None,
+            typer.Argument(help="A checkpoint's folder, or its name on the Hugging Face Hub.", show_default=False),
+        ] = None,
+        out: Annotated[Path | None, typer.Option(help="The folder for stage-0, stage-1, …", show_default=False)] = None,
         stages: Annotated[int | None, typer.Option(min=1, help="Cut into so many stages of about the same cost.")] = None,
         layers: Annotated[str | None, typer.Option(help="Or cut just here, such as 0-3,4-11.")] = None,
         plan: Annotated[
             Path | None, typer.Option(metavar="FILE", help="Or as `ring plan --out FILE` has planned it.", show_default=False)
         ] = None,
+        config: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Or take all this from a ring.toml.", show_default=False)
+        ] = None,
         dtype: StoreAs = None,
+        revision: Annotated[str, typer.Option(help="From the Hub: a branch, tag or commit.")] = "main",
         force: Annotated[bool, typer.Option("--force", help="Replace the shards that are there.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print the manifests as one JSON array.")] = False,
     ) -> None:
@@ -61,18 +70,24 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
 
         First a tiny random model of the same config is cut and run, to prove that a ring computes what the whole does.
         """
-        if stages is None and layers is None and plan is None:
-            raise typer.BadParameter("give --stages, --layers or --plan")
-        if plan is not None and (stages is not None or layers is not None):
+        if config is None and (checkpoint is None or out is None or not (stages or layers or plan)):
+            raise typer.BadParameter("give a checkpoint, --out, and --stages, --layers or --plan; or --config")
+        if config is not None and (checkpoint or out or stages or layers or plan or dtype):
+            raise typer.BadParameter("with --config, give nothing that the file says")
+        if plan is not None and (stages or layers):
             raise typer.BadParameter("a plan says where to cut; give --plan, or --stages or --layers")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
+            if config is not None:
+                ring = read_ring_file(config)
+                checkpoint, out, stages, layers = ring.model, ring.shards, ring.stages, ring.layers
+                dtype, revision = ring.dtype and Dtype(ring.dtype), ring.revision
+            assert checkpoint is not None and out is not None
             from weights_tools.skeleton import hush_transformers
             from weights_tools.split import split as split_checkpoint
 
             hush_transformers()
-            with progress_bar("splitting") as bar:
-                task = bar.add_task("", total=None)
+            with counting("splitting") as count:
                 manifests = split_checkpoint(
                     checkpoint,
                     out,
@@ -80,20 +95,22 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
                     layers=layers,
                     plan=plan,
                     dtype=dtype,
+                    revision=revision,
                     force=force,
                     prove=prove,
-                    total=lambda size: bar.update(task, total=size),
-                    progress=lambda size: bar.advance(task, size),
+                    total=count.total,
+                    progress=count.advance,
                 )
         except ValueError as error:
             fail(error)
         except KeyboardInterrupt:
             errors.print("interrupted; nothing was written")
             raise typer.Exit(130) from None
-        if as_json:
-            print(msgspec.json.encode(manifests).decode())
         else:
-            Console(highlight=False).print(split_table(manifests, out))
+            if as_json:
+                print(msgspec.json.encode(manifests).decode())
+            else:
+                Console(highlight=False).print(split_table(manifests, out))
 
     @app.command()
     def inspect(
@@ -105,9 +122,9 @@ def add_commands(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) ->
         from weights_tools.verify import verify
 
         try:
-            with progress_bar("checking") as bar:
-                task = bar.add_task("", total=read_manifest(shard).bytes)
-                manifest = verify(shard, lambda size: bar.advance(task, size))
+            with counting("checking") as count:
+                count.total(read_manifest(shard).bytes)
+                manifest = verify(shard, count.advance)
         except ValueError as error:
             fail(error)
         if as_json:
@@ -126,10 +143,21 @@ def fail(error: Exception) -> None:
     raise typer.Exit(1) from None
 
 
-def progress_bar(what: str) -> Progress:
-    """Bytes, rate and time left, on a terminal's standard error."""
+class Count(NamedTuple):
+    """What a progress bar is told: how many bytes there are in all, how many more are done, that it is to go at once."""
+
+    total: Callable[[int], None]
+    advance: Callable[[int], None]
+    stop: Callable[[], None]
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Count]:
+    """A bar with bytes, rate and time left, on a terminal's standard error."""
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty())
+    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield Count(lambda size: bar.update(task, total=size), lambda size: bar.advance(task, size), bar.stop)
 
 
 def split_table(manifests: list[Manifest], out: Path) -> Table:

@@ -33,6 +33,7 @@ from weights_tools.checkpoint import (
 from weights_tools.journal import Journal
 from weights_tools.place import SplitError, locked
 from weights_tools.plan import Model, StagePlan
+from weights_tools.planfile import read_cut
 from weights_tools.remote import Absent, RemoteFile, Repository, coalesce
 from weights_tools.shard import WEIGHTS, Manifest, ShardError, read_manifest
 from weights_tools.split import (
@@ -74,6 +75,7 @@ def fetch(
     stage: int,
     stages: int | None = None,
     layers: str | None = None,
+    plan: Path | None = None,
     dtype: str | None = None,
     revision: str = "main",
     endpoint: str | None = None,
@@ -90,29 +92,30 @@ def fetch(
         revision: a branch, tag or commit.
         endpoint: another server than the Hub.
         force: replace the stage that is there, if it is another.
-        out, stages, layers, dtype, prove, total, progress: as for `split`.
+        out, stages, layers, plan, dtype, prove, total, progress: as for `split`.
 
     Raises:
         CheckpointError, PartitionError, SplitError, Unservable: each a sentence. What has been fetched stays for the next try.
     """
     repository = open_repository(name, revision, endpoint)
+    cut = None if plan is None else read_cut(plan, dtype)
     with tempfile.TemporaryDirectory(prefix="ring-fetch-") as folder:
         checkpoint = open_checkpoint(repository, Path(folder), with_text=stage == 0)
-        dtype = choose_dtype(checkpoint, dtype)
+        dtype = choose_dtype(checkpoint, dtype if cut is None else cut.dtype)
         if prove is not None:
             prove(checkpoint.config)
         model = Model(checkpoint, dtype)
-        ranges = choose_ranges(model, stages, layers)
+        ranges = choose_ranges(model, stages, layers, cut)
         if not 0 <= stage < len(ranges):
             raise SplitError(f"there is no stage {stage} of {len(ranges)}; they are numbered from 0 to {len(ranges) - 1}")
-        plan = model.plan_stage(ranges, stage)
-        manifest = describe(model, plan, stage, len(ranges), fingerprint(checkpoint, dtype), dtype)
+        wanted = model.plan_stage(ranges, stage)
+        manifest = describe(model, wanted, stage, len(ranges), fingerprint(checkpoint, dtype), dtype)
         if total is not None:
-            total(plan.bytes)
+            total(wanted.bytes)
         try:
-            return write(repository, model, plan, manifest, out, force, progress)
+            return write(repository, model, wanted, manifest, out, force, progress)
         except OSError as error:
-            raise explain(error, out, plan.bytes) from None
+            raise explain(error, out, wanted.bytes) from None
 
 
 def open_repository(name: str, revision: str, endpoint: str | None) -> Repository:

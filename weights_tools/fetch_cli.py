@@ -13,7 +13,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from weights_tools.cli import Dtype, StoreAs, errors, fail, manifest_line, progress_bar
+from weights_tools.cli import Dtype, StoreAs, counting, errors, fail, manifest_line
 from weights_tools.ringfile import read_ring_file
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ def add_fetch(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) -> No
         layers: Annotated[
             str | None, typer.Option(help="Or cut just here, such as 0-3,4-11; the same on all machines.")
         ] = None,
+        plan: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Or as `ring plan --out FILE` has planned it.", show_default=False)
+        ] = None,
         dtype: StoreAs = None,
         revision: Annotated[str, typer.Option(help="A branch, tag or commit.")] = "main",
         config: Annotated[
@@ -54,10 +57,12 @@ def add_fetch(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) -> No
 
         The disk needs room for the shard and no more. Killed or cut off, the same command goes on where it stopped.
         """
-        if config is None and (repo is None or stage is None or out is None or (stages is None and layers is None)):
-            raise typer.BadParameter("give a model, --stage, --stages (or --layers) and --out; or --config and --name")
-        if config is not None and (name is None or repo or stage is not None or stages or layers or out):
+        if config is None and (repo is None or stage is None or out is None or not (stages or layers or plan)):
+            raise typer.BadParameter("give a model, --stage, --stages (or --layers, --plan) and --out; or --config and --name")
+        if config is not None and (name is None or repo or stage is not None or stages or layers or plan or out or dtype):
             raise typer.BadParameter("with --config, give --name, and nothing that the file says")
+        if plan is not None and (stages or layers):
+            raise typer.BadParameter("a plan says where to cut; give --plan, or --stages or --layers")
         try:
             if config is not None:
                 ring = read_ring_file(config)
@@ -69,22 +74,22 @@ def add_fetch(app: typer.Typer, prove: Callable[[PreTrainedConfig], None]) -> No
             from weights_tools.skeleton import hush_transformers
 
             hush_transformers()
-            with progress_bar("fetching") as bar:
-                quit_at_once(bar.stop)
-                task = bar.add_task("", total=None)
+            with counting("fetching") as count:
+                quit_at_once(count.stop)
                 fetched = fetch_stage(
                     repo,
                     out,
                     stage=stage,
                     stages=stages,
                     layers=layers,
+                    plan=plan,
                     dtype=dtype,
                     revision=revision,
                     endpoint=endpoint,
                     force=force,
                     prove=prove,
-                    total=lambda size: bar.update(task, total=size),
-                    progress=lambda size: bar.advance(task, size),
+                    total=count.total,
+                    progress=count.advance,
                 )
         except ValueError as error:
             fail(error)

@@ -39,11 +39,11 @@ class PlannedCut(msgspec.Struct, frozen=True):
         return [(stage.first_layer, stage.end_layer) for stage in self.stages]
 
 
-def read_cut(path: Path) -> PlannedCut:
-    """Read a plan.
+def read_cut(path: Path, dtype: str | None = None) -> PlannedCut:
+    """Read a plan, which must be for `dtype` if one is given.
 
     Raises:
-        SplitError: no plan, or one of another format.
+        SplitError: no plan, or one of another format or dtype.
         PartitionError: its stages do not hold every layer once.
     """
     try:
@@ -52,6 +52,8 @@ def read_cut(path: Path) -> PlannedCut:
         raise SplitError(f"{path} cannot be read ({error.strerror}); make it with `ring plan --out`") from None
     except msgspec.DecodeError as error:
         raise SplitError(f"{path} is no plan ({error}); make it with `ring plan --out`") from None
+    if dtype not in (None, cut.dtype):
+        raise SplitError(f"{path} is a plan for {cut.dtype}, not for {dtype}; plan again with --dtype {dtype}")
     if cut.format != FORMAT:
         raise SplitError(f"{path} has plan format {cut.format}, this ring reads {FORMAT}; plan again")
     if not all(first < end for first, end in cut.ranges):
@@ -60,10 +62,10 @@ def read_cut(path: Path) -> PlannedCut:
     return cut
 
 
-def check_same_model(cut: PlannedCut, model_type: str, layers: list[int], head: int, embedding: int, path: Path) -> None:
+def check_same_model(cut: PlannedCut, model_type: str, layers: list[int], head: int, embedding: int) -> None:
     """Raises SplitError unless the plan is for a model of this type and these sizes."""
     planned = (cut.model_type, cut.layer_bytes, cut.head_bytes, cut.embedding_bytes)
     if planned != (model_type, layers, head, embedding):
         what = f"{cut.model} ({cut.model_type}, {len(cut.layer_bytes)} layers, {sum(cut.layer_bytes) / 1e6:,.1f} MB in them)"
         this = f"{model_type} with {len(layers)} layers, {sum(layers) / 1e6:,.1f} MB in them"
-        raise SplitError(f"{path} is a plan for {what}, and this is a {this}; plan this model")
+        raise SplitError(f"the plan is for {what}, and this is a {this}; plan this model")

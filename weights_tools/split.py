@@ -15,7 +15,7 @@ from weights_tools.folder import summarize
 from weights_tools.partition import Ranges, balance, parse_layers
 from weights_tools.place import SplitError, check_free, occupied
 from weights_tools.plan import Model, StagePlan
-from weights_tools.planfile import check_same_model, read_cut
+from weights_tools.planfile import PlannedCut, check_same_model, read_cut
 from weights_tools.shard import FORMAT, WEIGHTS, Manifest, write_manifest
 from weights_tools.stream import write_tensors
 
@@ -35,6 +35,7 @@ def split(
     layers: str | None = None,
     plan: Path | None = None,
     dtype: str | None = None,
+    revision: str = "main",
     force: bool = False,
     prove: Callable[[PreTrainedConfig], None] | None = None,
     total: Callable[[int], None] | None = None,
@@ -48,6 +49,7 @@ def split(
         layers: the ranges, such as `0-3,4-11`; or
         plan: a `plan.json` of this model, whose cut and dtype are taken.
         dtype: float32, bfloat16 or float16; None keeps the checkpoint's own.
+        revision: of one on the Hub: a branch, tag or commit.
         force: replace shards that are in `out`.
         prove: called with the config first; raises if a ring cannot serve it.
         total: called once with the bytes to write.
@@ -57,18 +59,14 @@ def split(
         CheckpointError, PartitionError, SplitError, Unservable: each a sentence; `out` is as it was.
     """
     if isinstance(checkpoint, str):
-        checkpoint = Checkpoint(resolve(checkpoint))
-    cut = None if plan is None else read_cut(plan)
-    if cut is not None and dtype not in (None, cut.dtype):
-        raise SplitError(f"{plan} is a plan for {cut.dtype}, not for {dtype}; plan again with --dtype {dtype}")
+        checkpoint = Checkpoint(resolve(checkpoint, revision))
+    cut = None if plan is None else read_cut(plan, dtype)
     dtype = choose_dtype(checkpoint, dtype if cut is None else cut.dtype)
     check_free(out, force)
     if prove is not None:
         prove(checkpoint.config)
     model = Model(checkpoint, dtype)
-    if cut is not None and plan is not None:
-        check_same_model(cut, checkpoint.config.model_type, *model.costs(), plan)
-    plans = model.plan(choose_ranges(model, stages, layers) if cut is None else cut.ranges)
+    plans = model.plan(choose_ranges(model, stages, layers, cut))
     name = fingerprint(checkpoint, dtype)
     size = sum(plan.bytes for plan in plans)
     if total is not None:
@@ -96,14 +94,17 @@ def explain(error: OSError, out: Path, size: int) -> SplitError:
     return SplitError(f"{out} cannot be written: {error.strerror or error}")
 
 
-def choose_ranges(model: Model, stages: int | None, layers: str | None) -> Ranges:
-    """The layers of each stage: as asked, or balanced."""
+def choose_ranges(model: Model, stages: int | None, layers: str | None, cut: PlannedCut | None = None) -> Ranges:
+    """The layers of each stage: as planned, as asked, or balanced."""
+    costs, head, embedding = model.costs()
+    if cut is not None:
+        check_same_model(cut, model.checkpoint.config.model_type, costs, head, embedding)
+        return cut.ranges
     if layers is not None:
         ranges = parse_layers(layers, model.layers)
         if stages is not None and stages != len(ranges):
             raise SplitError(f"--layers names {len(ranges)} stages and --stages {stages}; give one of them")
         return ranges
-    costs, head, embedding = model.costs()
     return balance(costs, stages or 1, head, embedding)
 
 

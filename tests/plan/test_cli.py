@@ -51,7 +51,7 @@ def test_plan_then_split(tmp_path: Path) -> None:
         assert (manifest.first_layer, manifest.end_layer) == (stage["first_layer"], stage["end_layer"])
         assert manifest.bytes == stage["weight_bytes"]
     code, _, errors = run("split", make_checkpoint(tmp_path / "llama"), "--plan", plan, "--out", tmp_path / "other")
-    assert code == 1 and "is a plan for pocket-python" in errors and errors.count("\n") == 1
+    assert code == 1 and "the plan is for pocket-python" in errors and errors.count("\n") == 1
     code, _, errors = run("split", pocket.path(), "--plan", plan, "--dtype", "float32", "--out", tmp_path / "other")
     assert code == 1 and "plan again with --dtype float32" in errors
     assert run("split", pocket.path(), "--plan", plan, "--stages", 2, "--out", tmp_path / "other")[0] == 2

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from weights_tools import remote
+
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 4, "n_embd": 32, "n_head": 2, "n_positions": 64},
     "llama": {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2},
@@ -33,6 +35,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 Save = Callable[..., Path]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetch that does not wait long for a Hub that is broken on purpose."""
+    monkeypatch.setattr(remote, "WAIT_S", 0.001)
+    monkeypatch.setattr(remote, "STALL_S", 0.5)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
+"""What is fetched is what a split would have made, and no more is asked for than that takes."""
+
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from tests.e2e.spawn import Node, context
+from tests.e2e.spawn import Node
 from tests.weights_tools.conftest import Save
-from tests.weights_tools.hub import COMMIT, REPO, Hub, Request
-from weights_tools import remote, stream
+from tests.weights_tools.fetching import BIG, content, get, own_bytes, planned
+from tests.weights_tools.hub import COMMIT, REPO, Hub
+from weights_tools import remote
 from weights_tools.checkpoint import Checkpoint, CheckpointError
-from weights_tools.fetch import Fetched, fetch
+from weights_tools.fetch import fetch
 from weights_tools.partition import PartitionError
 from weights_tools.place import SplitError
-from weights_tools.plan import Model
 from weights_tools.pocket import path as pocket_path
-from weights_tools.shard import WEIGHTS
-from weights_tools.split import choose_ranges, split
+from weights_tools.shard import WEIGHTS, read_manifest
+from weights_tools.split import split
 
-BIG: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "WAIT_S", 0.001)
-    monkeypatch.setattr(remote, "STALL_S", 0.5)
-
-
-def get(hub: Hub, out: Path, stage: int, **options: Any) -> Fetched:
-    return fetch(REPO, out, endpoint=hub.endpoint, stage=stage, **options)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def own_bytes(checkpoint: Checkpoint, stages: int, stage: int) -> int:
-    """Bytes of the checkpoint's tensors that a stage is made from."""
-    model = Model(checkpoint, checkpoint.dtype)
-    plan = model.plan_stage(choose_ranges(model, stages, None), stage)
-    names = {source.name for parameter in plan.stored.values() for source in parameter.sources}
-    return sum(checkpoint.tensors[name].bytes for name in names)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 CASES = [
@@ -89,6 +66,59 @@ def test_the_same_shards_as_a_split(
             fetched = get(hub, tmp_path / "out", stage, stages=3, dtype=dtype)
             assert content(fetched.folder) == content(tmp_path / "split" / f"stage-{stage}")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["stage-0", "stage-1", "stage-2"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_planned_cut(save: Save, tmp_path: Path, dtype: str) -> None:
+    folder = save(file_size="30KB")
+    plan = planned(folder, tmp_path / "plan.json", [(0, 1), (1, 4)], dtype)
+    split(str(folder), tmp_path / "split", plan=plan)
+    with Hub(folder) as hub:
+        for stage in range(2):
+            fetched = get(hub, tmp_path / "out", stage, plan=plan)
+            assert content(fetched.folder) == content(tmp_path / "split" / f"stage-{stage}")
+        assert fetched.manifest.first_layer == 1 and fetched.manifest.dtype == dtype
+        with pytest.raises(SplitError, match=f"is a plan for {dtype}, not for bfloat16"):
+            get(hub, tmp_path / "other", 0, plan=plan, dtype="bfloat16")
+        with pytest.raises(SplitError, match="no stage 2 of 2"):
+            get(hub, tmp_path / "other", 2, plan=plan)
+    with Hub(save("gpt2")) as hub, pytest.raises(SplitError, match=r"the plan is for checkpoint .*this is a gpt2 with 4"):
+        get(hub, tmp_path / "other", 0, plan=plan)
+    assert not (tmp_path / "other").exists()
+
+
+RING = """
+model = "{model}"
+dtype = "bfloat16"
+[[machines]]
+name = "alpha"
+stage = 0
+address = "tcp://alpha:5600"
+layers = "0-2"
+[[machines]]
+name = "beta"
+stage = 1
+address = "tcp://beta:5600"
+layers = "3"
+"""
+
+
+def test_one_ring_file_for_split_and_fetch(save: Save, tmp_path: Path) -> None:
+    """Both take model, cut, dtype and place from it, and write the same."""
+    folder = save(file_size="30KB")
+    for place, model in (("split", str(folder)), ("fetch", REPO)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "ring.toml").write_text(RING.format(model=model))
+    assert Node(["split", "--config", str(tmp_path / "split" / "ring.toml")], tmp_path / "log").wait(60) == 0
+    with Hub(folder) as hub:
+        for name in ("alpha", "beta"):
+            command = ["fetch", "--config", str(tmp_path / "fetch" / "ring.toml"), "--name", name, "--endpoint", hub.endpoint]
+            assert Node(command, tmp_path / "log").wait(60) == 0
+    for stage, layers in enumerate(((0, 3), (3, 4))):
+        shards = [tmp_path / place / "shards" / f"stage-{stage}" for place in ("split", "fetch")]
+        assert content(shards[0]) == content(shards[1])
+        manifest = read_manifest(shards[0])
+        assert (manifest.first_layer, manifest.end_layer, manifest.dtype) == (*layers, "bfloat16")
 
 
 def test_tokenizer_and_single_file(tmp_path: Path) -> None:
@@ -147,250 +177,6 @@ def test_small_tensors_side_by_side_come_together(save: Save, tmp_path: Path, mo
     assert counts[1] == 2 < counts[0]  # the header, and all the rest
 
 
-FAULTS = ["500", "429", "reset", "truncate", "stall", "shift", "more"]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_that_pass(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setattr(remote, "SMALL", 0)
-    folder = save(file_size="1MB", **BIG)
-    split(str(folder), tmp_path / "split", stages=3)
-    every = 25 if fault == "stall" else 3
-    with Hub(folder, fault=lambda request: fault if request.number % every == every - 1 else None) as hub:
-        fetched = get(hub, tmp_path / "out", 1, stages=3)
-        assert content(fetched.folder) == content(tmp_path / "split" / "stage-1")
-        assert any(request.number % every == every - 1 for request in hub.requests)
-
-
-def test_what_broke_off_is_not_asked_for_again(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "SMALL", 0)
-    folder = save(**BIG)
-    with Hub(folder) as hub:
-        get(hub, tmp_path / "whole", 1, stages=3)
-        whole = hub.sent
-    with Hub(folder, fault=lambda request: "truncate" if request.number % 2 else None) as hub:
-        get(hub, tmp_path / "broken", 1, stages=3)
-        assert hub.sent == whole
-
-
-def test_a_server_that_stays_broken(save: Save, tmp_path: Path) -> None:
-    with (
-        Hub(save(), fault=lambda request: "500" if request.number > 5 else None) as hub,
-        pytest.raises(CheckpointError, match=r"cannot be fetched from .*HTTP 500; 8 times"),
-    ):
-        get(hub, tmp_path / "out", 0, stages=2)
-    with pytest.raises(CheckpointError, match=r"3 times in a row") as caught:
-        get(hub, tmp_path / "out", 0, stages=2)  # nobody listens any more
-    assert "\n" not in str(caught.value)
-
-
-def test_a_server_that_ignores_ranges(save: Save, tmp_path: Path) -> None:
-    with (
-        Hub(save(), fault=lambda _: "ignore") as hub,
-        pytest.raises(CheckpointError, match="sends all of"),
-    ):
-        get(hub, tmp_path / "out", 0, stages=2)
-
-
-def test_a_server_that_says_no(save: Save, tmp_path: Path) -> None:
-    with Hub(save(), fault=lambda _: "403") as hub, pytest.raises(CheckpointError, match="hf auth login"):
-        get(hub, tmp_path / "out", 0, stages=2)
-
-
-@pytest.mark.parametrize("etags", [True, False])
-def test_a_file_that_changes_in_between(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, etags: bool) -> None:
-    """Without ETags only a change of size can be seen."""
-    monkeypatch.setattr(remote, "SMALL", 0)
-    folder = save(**BIG)
-    tensors = load_file(folder / WEIGHTS)
-
-    def change(request: Request) -> None:
-        if request.number == 50:
-            changed = tensors | {"extra": torch.zeros(3)} if not etags else {k: t + 1 for k, t in tensors.items()}
-            save_file(changed, tmp_path / "new")
-            (tmp_path / "new").rename(folder / WEIGHTS)
-
-    with Hub(folder, fault=change, etags=etags) as hub, pytest.raises(CheckpointError, match="changed while it was fetched"):
-        get(hub, tmp_path / "out", 1, stages=3)
-    assert not (tmp_path / "out" / "stage-1").exists()
-    split(str(folder), tmp_path / "split", stages=3)
-    with Hub(folder) as hub:
-        fetched = get(hub, tmp_path / "out", 1, stages=3)
-        assert fetched.kept == 0
-        assert content(fetched.folder) == content(tmp_path / "split" / "stage-1")
-
-
-def test_a_truncated_file_is_named(save: Save, tmp_path: Path) -> None:
-    folder = save()
-    os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 1)
-    with Hub(folder) as hub, pytest.raises(CheckpointError, match=rf"{REPO}/{WEIGHTS} is truncated"):
-        get(hub, tmp_path / "out", 0, stages=2)
-
-
-def test_a_small_file_is_checked_against_the_hubs_hash(save: Save, tmp_path: Path) -> None:
-    with Hub(save(), fault=lambda _: "flip") as hub, pytest.raises(CheckpointError, match="its hash differs"):
-        get(hub, tmp_path / "out", 0, stages=2)
-
-
-WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 4}
-
-
-def fetch_in_steps(out: Path, endpoint: str, dtype: str | None) -> Fetched:
-    """With a journal that has a line every 256 KiB."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "STEP", 256 << 10)
-        return fetch(REPO, out, stage=1, stages=2, endpoint=endpoint, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    ("model_type", "stored", "dtype", "fields"),
-    [
-        ("llama", torch.bfloat16, None, WIDE),
-        ("llama", torch.float32, "bfloat16", WIDE),
-        ("llama", torch.bfloat16, "int8", WIDE),
-        ("mixtral", torch.bfloat16, "float32", WIDE | {"num_local_experts": 4, "intermediate_size": 1024}),
-    ],
-)
-def test_killed_half_way_it_goes_on(
-    save: Save, tmp_path: Path, model_type: str, stored: torch.dtype, dtype: str | None, fields: dict[str, Any]
-) -> None:
-    """`kill -9` when three quarters have been sent; the second run asks for little more than the rest."""
-    folder = save(model_type, dtype=stored, file_size="20MB", **fields)
-    needed = own_bytes(Checkpoint(folder), 2, 1)
-    enough, dead = threading.Event(), threading.Event()
-
-    def pace(sent: int) -> None:
-        if not dead.is_set() and sent > needed * 3 // 4:
-            enough.set()
-            dead.wait(60)
-
-    with Hub(folder, pace=pace) as hub:
-        child = context.Process(target=fetch_in_steps, args=(tmp_path / "out", hub.endpoint, dtype), daemon=True)
-        child.start()
-        assert enough.wait(60)
-        while (tmp_path / "out" / ".fetch-1" / "journal").read_bytes().count(b"\n") < 10:  # it is still reading what was sent
-            assert child.is_alive()
-            time.sleep(0.01)
-        child.kill()
-        child.join()
-        dead.set()
-        assert not (tmp_path / "out" / "stage-1").exists()
-        hub.sent = 0
-        fetched = fetch_in_steps(tmp_path / "out", hub.endpoint, dtype)
-        assert fetched.kept > 0
-        assert hub.sent < needed - fetched.kept // 4, (hub.sent, needed, fetched.kept)
-    split(str(folder), tmp_path / "split", stages=2, dtype=dtype)
-    assert content(tmp_path / "out" / "stage-1") == content(tmp_path / "split" / "stage-1")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stage-1"]
-
-
-def interrupted(save: Save, out: Path) -> tuple[Path, Path]:
-    """A fetch that the network ended after some tensors; the checkpoint, and the work that was kept."""
-    folder = save(**BIG)
-    with (
-        Hub(folder, fault=lambda request: "403" if request.number > 52 else None) as hub,
-        pytest.raises(CheckpointError),
-    ):
-        get(hub, out, 1, stages=2)
-    return folder, out / ".fetch-1"
-
-
-def test_what_was_kept_is_checked(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte that flipped on the disk, and a last line that was cut off, as when the power goes."""
-    monkeypatch.setattr(remote, "SMALL", 0)
-    folder, work = interrupted(save, tmp_path / "out")
-    assert len((work / "journal").read_text().splitlines()) > 4
-    raw = bytearray((work / "shard" / WEIGHTS).read_bytes())
-    for at in range(4096, len(raw), 70_000):
-        raw[at] ^= 1
-    (work / "shard" / WEIGHTS).write_bytes(raw)
-    with (work / "journal").open("ab") as file:
-        file.write(b'{"tensor":"model.layers.1.')
-    split(str(folder), tmp_path / "split", stages=2)
-    with Hub(folder) as hub:
-        fetched = get(hub, tmp_path / "out", 1, stages=2)
-    assert content(fetched.folder) == content(tmp_path / "split" / "stage-1")
-
-
-def test_what_was_kept_of_another_cut_is_not_used(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "SMALL", 0)
-    folder, _ = interrupted(save, tmp_path / "out")
-    split(str(folder), tmp_path / "split", stages=3)
-    with Hub(folder) as hub:
-        fetched = get(hub, tmp_path / "out", 1, stages=3)
-        assert fetched.kept == 0
-    assert content(fetched.folder) == content(tmp_path / "split" / "stage-1")
-
-
-def test_what_is_there_is_left_or_replaced(save: Save, tmp_path: Path) -> None:
-    with Hub(save()) as hub:
-        first = get(hub, tmp_path / "out", 1, stages=2)
-        before = hub.sent
-        again = get(hub, tmp_path / "out", 1, stages=2)
-        assert again.manifest == first.manifest and again.kept == first.manifest.bytes
-        assert hub.sent < 1.5 * before
-        with pytest.raises(SplitError, match="--force"):
-            get(hub, tmp_path / "out", 1, stages=2, dtype="bfloat16")
-        other = get(hub, tmp_path / "out", 1, stages=2, dtype="bfloat16", force=True)
-        assert other.manifest.dtype == "bfloat16"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stage-1"]
-
-
-def test_only_one_at_a_time(save: Save, tmp_path: Path) -> None:
-    """A second fetch of the same stage into the same folder is refused; of another stage it is not."""
-    outcome: list[str] = []
-
-    def second(hub: Hub) -> Callable[[int], None]:
-        def run(_: int) -> None:
-            if not outcome:
-                outcome.append("")
-                with pytest.raises(SplitError) as caught:
-                    get(hub, tmp_path / "out", 1, stages=2)
-                outcome[0] = str(caught.value)
-                get(hub, tmp_path / "out", 0, stages=2)
-
-        return run
-
-    with Hub(save()) as hub:
-        get(hub, tmp_path / "out", 1, stages=2, progress=second(hub))
-    assert "another" in outcome[0]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["stage-0", "stage-1"]
-
-
-def test_a_signed_address_is_used_again_without_the_token(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub sends to a store elsewhere; each file is looked up once, and the store never sees the token."""
-    folder = save(file_size="40KB")
-    expired: list[int] = []
-
-    def expire(request: Request) -> str | None:
-        large = request.end is not None and request.end - request.start > 64
-        if large and request.number > 30 and not expired:
-            expired.append(request.number)
-            return "403"
-        return None
-
-    files = len(list(folder.glob("*.safetensors")))
-    with Hub(folder, names_commits=False, fault=expire) as store, Hub(folder, store=store) as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        monkeypatch.setattr(
-            "weights_tools.remote.hf_hub_url",
-            lambda name, file, revision, endpoint: f"{hub.endpoint}/{name}/resolve/{revision}/{file}",
-        )
-        fetch(REPO, tmp_path / "out", stage=1, stages=2)
-        weights = [request for request in hub.requests if request.file.endswith(".safetensors")]
-        assert len(weights) == files + len(expired) and expired
-        assert all(request.headers.get("authorization") == "Bearer hf_secret" for request in hub.requests)
-        assert not any("authorization" in request.headers for request in store.requests)
-
-
-def test_another_endpoint_does_not_get_the_token(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with Hub(save()) as hub:
-        get(hub, tmp_path / "out", 1, stages=2)
-        assert not any("authorization" in request.headers for request in hub.requests)
-
-
 @pytest.mark.parametrize(
     ("name", "options", "error", "says"),
     [
@@ -408,12 +194,6 @@ def test_what_makes_no_sense(
     with Hub(save()) as hub, pytest.raises(error, match=says):
         fetch(name, tmp_path / "out", **({"endpoint": hub.endpoint} | options))
     assert not (tmp_path / "out").exists()
-
-
-def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
-        fetch(REPO, tmp_path / "out", stage=0, stages=2)
 
 
 def test_the_command(save: Save, tmp_path: Path) -> None:
