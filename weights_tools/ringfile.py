@@ -106,6 +106,16 @@ def read_ring_file(path: Path) -> RingFile:
     return ring
 
 
+def to_toml(ring: RingFile) -> str:
+    """A ring file as text; JSON's strings and numbers are TOML's too."""
+    fields = msgspec.to_builtins(ring, enc_hook=str)
+    machines = fields.pop("machines")
+    lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in fields.items()]
+    for machine in machines:
+        lines += ["", "[[machines]]", *(f"{key} = {msgspec.json.encode(value).decode()}" for key, value in machine.items())]
+    return "\n".join(lines) + "\n"
+
+
 def decode_path(kind: type, value: object) -> Path:
     """A folder is written as a string."""
     if kind is Path and isinstance(value, str):

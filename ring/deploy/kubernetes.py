@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ring.deploy.container import DOCKERFILE, STOP_S, USER, to_yaml
-from weights_tools.ringfile import Machine, RingFile, RingFileError
+from weights_tools.ringfile import Machine, RingFile, RingFileError, to_toml
 
 PORT = 5600
 SHARDS, KEYS, SECRET, CONFIG = "/var/lib/ring/shards", "/etc/ring/keys", "/run/ring-keys", "/etc/ring/config"
@@ -61,16 +61,6 @@ def config_map(ring: RingFile, pods: list[str]) -> dict[str, Any]:
 def in_pod(machine: Machine, pod: str) -> Machine:
     """A machine as its pod."""
     return msgspec.structs.replace(machine, name=pod, address=f"tcp://{pod}.ring:{PORT}", listen=f"tcp://0.0.0.0:{PORT}")
-
-
-def to_toml(ring: RingFile) -> str:
-    """A ring file as text; JSON's strings and numbers are TOML's too."""
-    fields = msgspec.to_builtins(ring, enc_hook=str)
-    machines = fields.pop("machines")
-    lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in fields.items()]
-    for machine in machines:
-        lines += ["", "[[machines]]", *(f"{key} = {msgspec.json.encode(value).decode()}" for key, value in machine.items())]
-    return "\n".join(lines) + "\n"
 
 
 def headless(clients: int) -> dict[str, Any]:

@@ -61,7 +61,13 @@ def add_commands(app: typer.Typer) -> None:
         any_order: Annotated[
             bool, typer.Option("--any-order", help="Put the machines into the best order, eight at most.")
         ] = False,
-        out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan, for `ring split --plan`.")] = None,
+        out: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Write the plan, for `ring split --plan`.", show_default=False)
+        ] = None,
+        ring_toml: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="Write the ring.toml that runs it; see docs/deploy.md.", show_default=False),
+        ] = None,
         from_head: Annotated[
             str | None,
             typer.Option(
@@ -83,12 +89,14 @@ def add_commands(app: typer.Typer) -> None:
         Reads the model's config.json only, no weights. See docs/plan.md for machines.toml and the formulas.
         """
         with sentences():
+            from ring.plan import commands
             from ring.plan.cost import Load
             from ring.plan.machines import equal_machines, read_machines
             from ring.plan.planner import Planner
             from ring.plan.report import make_plan
-            from ring.plan.show import commands, show_plan
+            from ring.plan.show import show_plan
             from weights_tools.facts import read_facts
+            from weights_tools.ringfile import to_toml
 
             proposal = None
             if sum(given is not None for given in (machines, nodes, from_head)) != 1:
@@ -98,8 +106,8 @@ def add_commands(app: typer.Typer) -> None:
 
                 from ring.plan import observe
 
-                if checkpoint is None and out is not None:
-                    raise typer.BadParameter("to write a plan for `ring split`, give the checkpoint too")
+                if checkpoint is None and (out or ring_toml):
+                    raise typer.BadParameter("to write a plan, give the checkpoint too")
                 status, laps = asyncio.run(observe.watch(from_head, keys, insecure, watch, load, prompt, new_tokens))
                 facts = observe.facts_of_ring(status) if checkpoint is None else read_facts(checkpoint, status.dtype)
                 check_layers(facts.layers, status.stages[0].info.layers, facts.name, status.model)
@@ -124,17 +132,25 @@ def add_commands(app: typer.Typer) -> None:
             planned = make_plan(planner)
             if from_head is not None:
                 proposal = observe.propose(status, planner)
-            planned = msgspec.structs.replace(planned, commands=commands(planned, ring, checkpoint or "CHECKPOINT", out))
-            raw = msgspec.json.format(msgspec.json.encode(planned), indent=1)
+            if ring_toml is not None and checkpoint is not None:
+                file = commands.ring_file(planned, ring, checkpoint)
+                write(ring_toml, commands.HEADER + to_toml(file), replace=False)
+                lines = commands.chain(file, ring_toml)
+                beside = f"each line on its machine, in a folder with {ring_toml.name}, its keys/NAME and its shards/stage-K"
+            else:
+                lines = commands.without_file(planned, ring, checkpoint or "CHECKPOINT", out)
+                beside = "each line on its machine, in a folder with its stage-K; or have all of it in one file, by --ring-toml"
+            planned = msgspec.structs.replace(planned, commands=lines)
+            raw = msgspec.json.format(msgspec.json.encode(planned), indent=1).decode()
             if out is not None:
-                write(out, raw)
+                write(out, raw + "\n")
             if as_json and proposal is not None:
                 print(msgspec.json.format(msgspec.json.encode({"proposal": proposal, "plan": planned}), indent=1).decode())
             elif as_json:
-                print(raw.decode())
+                print(raw)
             else:
                 console = Console(highlight=False)
-                console.print(show_plan(planned, assumed, console.width), soft_wrap=True)
+                console.print(show_plan(planned, assumed, beside, console.width), soft_wrap=True)
                 if proposal is not None:
                     console.print(f"\n[bold]{proposal.says}[/bold]", soft_wrap=True)
 
@@ -199,15 +215,17 @@ def check_context(context: int, least: int, most: int) -> None:
         )
 
 
-def write(path: Path, raw: bytes) -> None:
+def write(path: Path, text: str, replace: bool = True) -> None:
     """Write a file, all or nothing.
 
     Raises:
-        PlanError: it cannot be written.
+        PlanError: it cannot be written, or is there with other contents and not to be replaced.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(raw + b"\n")
+        if not replace and path.exists() and path.read_text() != text:
+            raise PlanError(f"{path} is there already and differs; remove it, or write to another file")
+        partial.write_text(text)
         partial.replace(path)
     except OSError as error:
         raise PlanError(f"{path} cannot be written ({error.strerror})") from None

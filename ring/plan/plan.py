@@ -57,6 +57,13 @@ class OneMore(msgspec.Struct, frozen=True):
     says: str
 
 
+class Command(msgspec.Struct, frozen=True):
+    """What to `run` on a machine; on any that has ring and the checkpoint, if `on` is empty."""
+
+    on: str
+    run: str
+
+
 class Plan(PlannedCut, frozen=True):
     """A plan, as `plan.json` holds it: the cut, and what people want to know of it.
 
@@ -73,4 +80,4 @@ class Plan(PlannedCut, frozen=True):
     many: Prediction
     bottleneck: Bottleneck
     one_more: OneMore | None
-    commands: list[str] = msgspec.field(default_factory=list)
+    commands: list[Command] = msgspec.field(default_factory=list)

@@ -2,67 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ring.plan.machines import Machine
 from ring.plan.plan import Plan, PlannedStage
 from ring.plan.predict import Prediction
 from ring.plan.units import show_bytes, show_rate, show_time
 
-PORT, CLIENT_PORT = 5600, 5555
 
-
-def commands(plan: Plan, machines: Sequence[Machine], checkpoint: str, file: Path | None) -> list[str]:
-    """What to type: first where the checkpoint is, then one line on each machine."""
-    by_name = {machine.name: machine for machine in machines}
-    ring = [by_name[stage.machine] for stage in plan.stages]
-    if file is not None:
-        how = ["--plan", str(file)]
-    else:
-        layers = ",".join(f"{stage.first_layer}-{stage.end_layer - 1}" for stage in plan.stages)
-        how = ["--layers", layers, "--dtype", plan.dtype]
-    lines = [shlex.join(["ring", "split", checkpoint, "--out", "shards", *how])]
-    if len(ring) > 1:
-        nodes = [word for machine in ring for word in ("--node", machine.name)]
-        lines.append(shlex.join(["ring", "keys", "new", "ring-keys", *nodes, "--client", "laptop"]))
-    for stage, machine in zip(plan.stages, ring, strict=True):
-        lines.append(shlex.join(node_command(stage, machine, ring)))
-    return lines
-
-
-def node_command(stage: PlannedStage, machine: Machine, ring: list[Machine]) -> list[str]:
-    """What starts a stage's node on its machine, in a folder with its shard and its keys."""
-    ports = node_ports(ring)
-    alone = len(ring) == 1
-    following = (stage.stage + 1) % len(ring)
-    listen = f"tcp://{'127.0.0.1' if alone else '0.0.0.0'}:{ports[stage.stage]}"
-    to = f"tcp://{'127.0.0.1' if alone else ring[following].reached_at}:{ports[following]}"
-    command = ["ring", "node", f"stage-{stage.stage}", "--listen", listen, "--next", to, "--kv-memory", str(stage.kv_bytes)]
-    if machine.threads:
-        command += ["--threads", str(machine.threads)]
-    if stage.stage == 0 and not alone:
-        command += ["--clients", f"tcp://0.0.0.0:{CLIENT_PORT}"]
-    return command if alone else [*command, "--keys", f"ring-keys/{machine.name}"]
-
-
-def node_ports(ring: list[Machine]) -> list[int]:
-    """A port for each node: the same on every computer, and the next ones for further nodes on one."""
-    used: dict[str, int] = {}
-    ports = []
-    for machine in ring:
-        ports.append(PORT + used.get(machine.reached_at, 0))
-        used[machine.reached_at] = used.get(machine.reached_at, 0) + 1
-    return ports
-
-
-def show_plan(plan: Plan, assumed: str, width: int) -> RenderableType:
-    """All of a plan, for a terminal of so many columns. `assumed` says what was not measured."""
+def show_plan(plan: Plan, assumed: str, beside: str, width: int) -> RenderableType:
+    """All of a plan, for a terminal of so many columns. `assumed` says what was not measured, `beside` where its commands
+    are to be run."""
     load = plan.load
     total = sum(stage.weight_bytes for stage in plan.stages)
     head = Text.assemble(
@@ -83,12 +34,9 @@ def show_plan(plan: Plan, assumed: str, width: int) -> RenderableType:
     if assumed:
         parts.append(Text(assumed, "dim"))
     if plan.commands:
-        where = "" if len(plan.stages) == 1 else ", in a folder with its stage-K and its ring-keys/NAME"
-        parts.append(Text.assemble(("\nto run it", "bold"), f", each line on its machine{where}:"))
-        places = ["", *([""] if len(plan.stages) > 1 else []), *(stage.machine for stage in plan.stages)]
-        longest = max(map(len, places))
-        for place, line in zip(places, plan.commands, strict=True):
-            parts.append(Text(f"{place + '$':>{longest + 1}} {line}"))
+        parts.append(Text.assemble(("\nto run it", "bold"), f", {beside}:"))
+        longest = max(len(command.on) for command in plan.commands)
+        parts += [Text(f"{command.on + '$':>{longest + 1}} {command.run}") for command in plan.commands]
     return Group(*parts)
 
 

@@ -16,13 +16,20 @@ from typer.testing import CliRunner
 from ring.cli import app
 from ring.launch import free_ports
 from ring.plan import link, profile
+from ring.plan.commands import chain, ring_file
+from ring.plan.cost import Load
 from ring.plan.link import LinkError, answer, measure
-from ring.plan.machines import read_machines
+from ring.plan.machines import equal_machines, read_machines
+from ring.plan.planner import Planner
 from ring.plan.profile import Profile
 from ring.plan.record import record
+from ring.plan.report import make_plan
+from ring.wire.keys import load_keys
 from tests.e2e.harness import NodeRing
 from tests.models import make_checkpoint
 from weights_tools import pocket
+from weights_tools.facts import read_facts
+from weights_tools.ringfile import parse_size, read_ring_file
 from weights_tools.shard import read_manifest
 from weights_tools.split import split
 
@@ -43,7 +50,7 @@ def test_plan_then_split(tmp_path: Path) -> None:
     assert (code, errors) == (0, "")
     planned = json.loads(plan.read_text())
     assert f"--plan {plan}" in shown and "╭" in shown and "tokens/s" in shown and "bottleneck: " in shown
-    assert [line for line in planned["commands"] if line in shown] == planned["commands"]
+    assert all(f"{command['on']}$ {command['run']}" in shown for command in planned["commands"])
     code, _, errors = run("split", pocket.path(), "--plan", plan, "--out", out)
     assert (code, errors) == (0, "")
     for stage in planned["stages"]:
@@ -85,8 +92,66 @@ def test_json_and_the_machines_file(tmp_path: Path) -> None:
     code, text, _ = run("plan", pocket.path(), "--machines", path, "--aim", "latency", "--json")
     plan = json.loads(text)
     assert code == 0 and plan["aim"] == "latency" and plan["stages"][0]["machine"] == "alpha"
-    assert "--threads 3" in plan["commands"][-1]
-    assert f"--kv-memory {8 * 1024 * 12 * 512}" in plan["commands"][-1], "so many tokens of KV cache, and no more"
+    command = plan["commands"][-1]
+    assert command["on"] == "alpha" and "--threads 3" in command["run"]
+    assert f"--kv-memory {8 * 1024 * 12 * 512}" in command["run"], "so many tokens of KV cache, and no more"
+
+
+MACHINES = """
+[[machines]]
+name = "alpha"
+memory = "1G"
+bandwidth = "50MB/s"
+threads = 3
+[[machines]]
+name = "beta"
+memory = "1G"
+bandwidth = "50MB/s"
+address = "10.0.0.2"
+[[machines]]
+name = "beta-2"
+memory = "1G"
+bandwidth = "50MB/s"
+address = "10.0.0.2"
+"""
+
+
+def test_a_plan_becomes_a_ring_file(tmp_path: Path) -> None:
+    """Which `ring split`, `ring keys` and `ring node` take, and which is not written over."""
+    machines, path = tmp_path / "machines.toml", tmp_path / "ring.toml"
+    machines.write_text(MACHINES)
+    options = ("plan", pocket.path(), "--machines", machines, "--streams", 12, "--ring-toml", path)
+    code, shown, errors = run(*options)
+    assert (code, errors) == (0, "")
+    ring = read_ring_file(path)
+    alpha = ring.machine("alpha")
+    first, last = map(int, (alpha.layers or "").split("-"))
+    assert (alpha.threads, parse_size(alpha.kv_memory or "")) == (3, 12 * 1024 * 512 * (last + 1 - first))
+    assert [m.address for m in ring.machines] == ["tcp://alpha:5600", "tcp://10.0.0.2:5600", "tcp://10.0.0.2:5601"]
+    assert ring.keys == tmp_path / "keys" and ring.layers is not None
+    assert "  beta$ ring node --config ring.toml --name beta\n" in shown
+    for line in (f"ring split --config {path}", f"ring keys new {tmp_path / 'keys'} --node alpha --node beta --node beta-2"):
+        assert line in shown
+        assert run(*line.split()[1:])[0] == 0
+    for machine in ring.machines:
+        manifest = read_manifest(ring.shard(machine))
+        assert f"{manifest.first_layer}-{manifest.end_layer - 1}" == machine.layers
+        assert manifest.dtype == ring.dtype and load_keys(ring.keys / machine.name)
+    assert run(*options)[0] == 0, "the same is no other"
+    code, _, errors = run(*options, "--streams", 9)
+    assert code == 1 and "is there already and differs" in errors
+
+
+def test_a_ring_file_for_a_model_on_the_hub(tmp_path: Path) -> None:
+    """Every machine fetches its own part; one machine alone needs no keys."""
+    machines = equal_machines(2, "1G", "20GB/s", None, "0ms", "1Gbit")
+    plan = make_plan(Planner(read_facts(str(pocket.path())), machines, Load(context=1024), "latency"))
+    file = ring_file(plan, machines, "someone/model")
+    (line,) = chain(file, tmp_path / "ring.toml")
+    name = file.machines[0].name
+    assert (file.keys, file.machines[0].address) == (None, "tcp://127.0.0.1:5600")
+    fetch, node = (f"ring {what} --config ring.toml --name {name}" for what in ("fetch", "node"))
+    assert (line.on, line.run) == (name, f"{fetch} && {node}")
 
 
 @pytest.mark.parametrize(
