@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from ring.answers import RingError
 from ring.bench.shapes import BenchError
 from ring.client import RingClient
@@ -24,6 +27,17 @@ START_TIMEOUT_S = 180.0
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["ring.bench.child"])
+
+
+def end_server() -> None:
+    """End the process that nodes are forked from; by itself it would outlive this one, by the seconds torch takes to go."""
+    for child in psutil.Process().children():
+        if any("multiprocessing.forkserver" in word for word in child.cmdline()):
+            child.kill()
+            child.wait()
+
+
+atexit.register(end_server)
 
 
 @dataclass
@@ -116,7 +130,6 @@ def environment() -> dict[str, object]:
     """Where and with what a figure was measured."""
     import platform
 
-    import psutil
     import torch
     import transformers
 
