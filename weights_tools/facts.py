@@ -22,6 +22,8 @@ MOST = {
     "vocab_size": 1 << 27,
 }
 """Figures beyond these are a mistake, and would take memory and hours."""
+SAID_AS = {"num_hidden_layers": ("n_layer", "n_layers", "num_layers"), "hidden_size": ("n_embd", "n_embed", "d_model")}
+"""What every config says, in one way or another."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -85,9 +87,13 @@ def read_facts(source: str, dtype: str | None = None) -> ModelFacts:
         return dense_facts(dense, name, choose(dtype, dense.dtype or dense.torch_dtype))
     from weights_tools.checkpoint import load_config  # torch and transformers: seconds
     from weights_tools.frame_facts import frame_facts
+    from weights_tools.skeleton import hush_transformers
 
+    hush_transformers()
     config = load_config(path.parent)
     check_figures({figure: getattr(config, figure, None) for figure in MOST}, source)  # whatever they are called in the file
+    if not config.sub_configs:
+        check_said(raw, config.attribute_map, source)
     return frame_facts(config, name, choose(dtype, getattr(config, "dtype", None)))
 
 
@@ -120,9 +126,17 @@ def check_figures(config: dict[str, Any], source: str) -> None:
     for name, most in MOST.items():
         value = config.get(name)
         if isinstance(value, int | float) and not 0 < value <= most:
-            raise CheckpointError(
-                f"{source} says {name} = {value:,}, and a model has 1 to {most:,}; download its config.json again"
-            )
+            raise CheckpointError(f"{source} says {name} = {value:,}, and a model has 1 to {most:,}; check its config.json")
+    heads, kv_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise CheckpointError(f"{source} says {heads} attention heads share {kv_heads} KV heads evenly; check its config.json")
+
+
+def check_said(raw: dict[str, Any], names: dict[str, str], source: str) -> None:
+    """Raises CheckpointError where transformers would fill in a size of its own; `names` are those of the architecture."""
+    for name, others in SAID_AS.items():
+        if not {name, names.get(name), *others} & raw.keys():
+            raise CheckpointError(f"{source} does not say {name}; check its config.json")
 
 
 def choose(asked: str | None, stored: object) -> str:

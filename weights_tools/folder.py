@@ -42,6 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def summarize(error: BaseException) -> str:
-    """The first line of an error's message, without a final stop: what fits into a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
+    """The first line of an error's message, and what it announces, without a final stop: what fits into a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return first.rstrip(".:")[:200]

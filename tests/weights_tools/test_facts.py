@@ -154,6 +154,9 @@ def test_windows(tmp_path: Path) -> None:
         ({**LLAMA_405B, "dtype": "float64"}, "choose float32, bfloat16, float16, int8"),
         ({**LLAMA_405B, "num_hidden_layers": 10**9}, "a model has 1 to 1,024"),
         ({"model_type": "gpt2", "n_embd": -64}, "says hidden_size = -64"),
+        ({"model_type": "gpt2", "n_embd": 64}, "does not say num_hidden_layers"),
+        ({**LLAMA_405B, "num_key_value_heads": 96}, "128 attention heads share 96 KV heads"),
+        ({**LLAMA_405B, "vocab_size": "many"}, "vocab_size.*: TypeError"),
     ],
 )
 def test_configs_that_cannot_be_planned(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
