@@ -136,7 +136,7 @@ def add_commands(app: typer.Typer) -> None:
                 file = commands.ring_file(planned, ring, checkpoint)
                 write(ring_toml, commands.HEADER + to_toml(file), replace=False)
                 lines = commands.chain(file, ring_toml)
-                beside = f"each line on its machine, in a folder with {ring_toml.name}, its keys/NAME and its shards/stage-K"
+                beside = f"each line on its machine, in a folder with {ring_toml.name}, its shards/stage-K and keys/NAME"
             else:
                 lines = commands.without_file(planned, ring, checkpoint or "CHECKPOINT", out)
                 beside = "each line on its machine, in a folder with its stage-K; or have all of it in one file, by --ring-toml"
