@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ring.cli import app
 from ring.launch import free_ports
-from ring.plan import link, profile
+from ring.plan import link, profile, trial
 from ring.plan.commands import chain, ring_file
 from ring.plan.cost import Load
 from ring.plan.link import LinkError, answer, measure
@@ -230,8 +230,9 @@ def test_nodes_that_share_a_machine_are_entries_of_their_own(tmp_path: Path) -> 
 
 
 def test_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quickly, on small matrices: the figures are for people to judge."""
-    monkeypatch.setattr(profile, "SHAPE", (256, 128))
+    """Quickly, on small layers: the figures are for people to judge."""
+    monkeypatch.setattr(trial, "HIDDEN", 128)
+    monkeypatch.setattr(trial, "WIDE", 256)
     monkeypatch.setattr(profile, "ROUND_S", 0.01)
     monkeypatch.setattr(profile, "READ", 1 << 20)
     path = tmp_path / "machines.toml"

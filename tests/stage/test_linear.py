@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
 from ring.stage import linear
-from ring.stage.linear import PackedLinear, choose_pack, give_back, pack_onednn, pack_panels
+from ring.stage.linear import PackedLinear, advise, choose_pack, pack_onednn, pack_panels
 from weights_tools.quantize import dequantize, quantize
 
 CPU = torch.device("cpu")
@@ -93,6 +93,6 @@ def test_onednn_packs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_that_is_given_back_leaves_the_rest_alone() -> None:
     tensor = torch.ones(3 << 20)
-    give_back(tensor[1 << 20 : 2 << 20])
+    advise(tensor[1 << 20 : 2 << 20], "MADV_DONTNEED")
     assert bool((tensor[: 1 << 20] == 1).all()) and bool((tensor[2 << 20 :] == 1).all())
     assert float(tensor[1 << 20 : 2 << 20].mean()) < 0.01
