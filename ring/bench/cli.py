@@ -32,13 +32,16 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
-    """An experiment that cannot be run is one sentence and exit code 1; Ctrl-C leaves nothing running."""
+def sentences(models: bool = True) -> Iterator[None]:
+    """An experiment that cannot be run is one sentence and exit code 1; Ctrl-C leaves nothing running. `models`: some
+    are loaded."""
     from ring.answers import RingError
-    from weights_tools.skeleton import hush_transformers
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    hush_transformers()
+    if models:
+        from weights_tools.skeleton import hush_transformers
+
+        hush_transformers()
     try:
         yield
     except (RingError, ValueError) as error:
@@ -74,6 +77,7 @@ def compare(
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Measured pairs.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each node; transformers gets all of them.")] = 1,
+    transformers: Annotated[bool, typer.Option(help="Compare with transformers.")] = True,
     llama_bench: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The folder of llama.cpp's programs, to compare with it too.")
     ] = None,
@@ -89,7 +93,8 @@ def compare(
         from ring.bench.nodes import environment
 
         for each in dtype.split(","):
-            for result in run(shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads, llama_bench, say):
+            work = (shape, each, nodes, numbers(batch), prompt, new_tokens, repeats, threads)
+            for result in run(*work, transformers, llama_bench, say):
                 fields = asdict(result) | {"ratios": result.ratios, "environment": environment()}
                 print(msgspec.json.encode(fields).decode() if as_json else line(result), flush=True)
 
@@ -220,7 +225,7 @@ def simulate(
     """Rings in simulated time, of up to hundreds of machines: the real scheduler, without torch, sockets or waiting."""
     import msgspec
 
-    with sentences():
+    with sentences(models=False):
         from ring.bench.simulate import fixed_stages, line, model_stages, parse_outage, run
         from ring.plan.machines import equal_machines
         from ring.plan.units import parse_time

@@ -11,6 +11,7 @@ network = "1Gbit"         # of that link
 
 from __future__ import annotations
 
+import math
 import tomllib
 from bisect import bisect_left
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from ring.plan.units import parse_bandwidth, parse_flops, parse_network, parse_size, parse_time
+from ring.plan.units import UnitError, parse_bandwidth, parse_flops, parse_network, parse_size, parse_time
 from weights_tools.facts import ITEM_BYTES
 
 BANDWIDTH, LATENCY, NETWORK = 20e9, 0.3e-3, 1e9
@@ -130,26 +131,58 @@ def machine_of(entry: object, where: str) -> Machine:
     """
     if not isinstance(entry, dict):
         raise MachineError(f"{where} is no table; begin it with a line [[machines]]")
-    fields = {key: PARSERS[key](value) if key in PARSERS else value for key, value in entry.items()}
-    compute = fields.get("compute")
-    if isinstance(compute, str | int | float):
-        fields["compute"] = {"": parse_flops(compute)}
-    elif isinstance(compute, dict):
-        fields["compute"] = {dtype: parse_flops(rate) for dtype, rate in compute.items()}
-    linear = fields.get("linear")
-    if isinstance(linear, dict):
-        fields["linear"] = {
-            dtype: {int(rows): parse_bandwidth(rate) for rows, rate in rates.items() if str(rows).isdigit()}
-            for dtype, rates in linear.items()
-            if isinstance(rates, dict)
-        }
     try:
+        fields = {key: PARSERS[key](value) if key in PARSERS else value for key, value in entry.items()}
+        if "compute" in fields:
+            fields["compute"] = compute_of(fields["compute"])
+        if "linear" in fields:
+            fields["linear"] = linear_of(fields["linear"])
         machine = msgspec.convert(fields, Machine)
-    except msgspec.ValidationError as error:
+    except (UnitError, msgspec.ValidationError) as error:
         raise MachineError(f"{where}: {str(error)[:1].lower()}{str(error)[1:]}") from None
-    if not machine.name or machine.at_once <= 0:
+    if not machine.name or not 0 < machine.at_once < math.inf:
         raise MachineError(f"{where} has an empty name or an `at_once` that is not positive")
+    if machine.threads is not None and machine.threads < 1:
+        raise MachineError(f"{where} has `threads` = {machine.threads}; a node needs one at least")
     return machine
+
+
+def compute_of(value: object) -> dict[str, float]:
+    """`compute`: one rate for every dtype, or a table of them.
+
+    Raises:
+        UnitError: it cannot be understood.
+    """
+    if not isinstance(value, dict):
+        return {"": parse_flops(value)}
+    return {known_dtype(dtype): parse_flops(rate) for dtype, rate in value.items()}
+
+
+def linear_of(value: object) -> dict[str, dict[int, float]]:
+    """`linear`: for each dtype, rates by rows.
+
+    Raises:
+        UnitError: it cannot be understood.
+    """
+    if not isinstance(value, dict) or not all(isinstance(rates, dict) for rates in value.values()):
+        raise UnitError('`linear` is a table for each dtype, with lines as 8 = "20GB/s"')
+    for dtype, rates in value.items():
+        known_dtype(dtype)
+        for rows in rates:
+            if not str(rows).isdecimal() or int(rows) < 1:
+                raise UnitError(f"`linear.{dtype}` has '{rows}', which is no number of rows")
+    return {dtype: {int(rows): parse_bandwidth(rate) for rows, rate in rates.items()} for dtype, rates in value.items()}
+
+
+def known_dtype(name: str) -> str:
+    """The dtype's own name.
+
+    Raises:
+        UnitError: there is none of that name.
+    """
+    if name not in ITEM_BYTES:
+        raise UnitError(f"'{name}' is no dtype; use one of {', '.join(ITEM_BYTES)}")
+    return name
 
 
 def equal_machines(count: int, memory: str, bandwidth: str, compute: str | None, latency: str, network: str) -> list[Machine]:
