@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -32,9 +33,10 @@ context.set_forkserver_preload(["ring.bench.child"])
 def end_server() -> None:
     """End the process that nodes are forked from; by itself it would outlive this one, by the seconds torch takes to go."""
     for child in psutil.Process().children():
-        if any("multiprocessing.forkserver" in word for word in child.cmdline()):
-            child.kill()
-            child.wait()
+        with suppress(psutil.Error):  # it may have ended meanwhile
+            if any("multiprocessing.forkserver" in word for word in child.cmdline()):
+                child.kill()
+                child.wait()
 
 
 atexit.register(end_server)
