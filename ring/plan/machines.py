@@ -153,8 +153,10 @@ def compute_of(value: object) -> dict[str, float]:
     Raises:
         UnitError: it cannot be understood.
     """
-    if not isinstance(value, dict):
+    if isinstance(value, str | int | float):
         return {"": parse_flops(value)}
+    if not isinstance(value, dict):
+        raise UnitError("`compute` is a rate such as 500GFLOPS, or a table with one for each dtype")
     return {known_dtype(dtype): parse_flops(rate) for dtype, rate in value.items()}
 
 
