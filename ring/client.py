@@ -45,6 +45,7 @@ CLOSED = "this client is closed"
 CONNECT_TIMEOUT_S = 5.0
 RECOVERY_TIMEOUT_S = 60.0
 PROBE_S = 0.5
+PAUSE_S = 0.02  # between probes that fail at once
 WATCH_BACKLOG = 1000
 AT_ONCE = 256
 
@@ -212,7 +213,8 @@ class RingClient:
                 raise
             finally:
                 if not ended:
-                    self._send(Cancel(message.request))
+                    with contextlib.suppress(NoHead):
+                        self._send(Cancel(message.request))
 
     async def recovered(self) -> None:
         """Wait until a head answers again.
@@ -230,6 +232,7 @@ class RingClient:
             except NoHead as error:
                 if time.monotonic() > deadline:
                     raise NoHead(f"the head at {self.head} has not returned for {self.recovery_timeout:.0f} s") from error
+                await asyncio.sleep(PAUSE_S)
 
     async def complete(self, prompt: str | None = None, **options: Any) -> Completion:
         """A whole generation at once; takes what `generate` takes."""
@@ -287,7 +290,8 @@ class RingClient:
                     assert isinstance(reply, Lap | Event)
                     yield reply
             finally:
-                self._send(Watch(request, on=False))
+                with contextlib.suppress(NoHead):
+                    self._send(Watch(request, on=False))
 
     async def _ask(self, message: ClientMessage, maxsize: int = 0) -> AsyncGenerator[HeadMessage, None]:
         """Send a request; yields its replies."""
@@ -304,17 +308,25 @@ class RingClient:
                 for reply in merge_tokens(batch) if self.coalesce else batch:
                     if isinstance(reply, Failed):
                         raise RingError(reply.code, reply.message)
-                    if reply is None and self._handshakes.refusal is not None:
-                        raise WrongKeys(self._handshakes.refusal)
                     if reply is None:
-                        raise NoHead(f"the head at {self.head} has gone")
+                        raise self._loss()
                     yield reply
         finally:
             del self._replies[message.request]
 
+    def _loss(self) -> NoHead:
+        """Why no answer will come."""
+        if self._handshakes.refusal is not None:
+            return WrongKeys(self._handshakes.refusal)
+        return NoHead(f"the head at {self.head} has gone")
+
     def _send(self, message: ClientMessage) -> None:
         if self._socket is not None:
-            self._socket.send(encoder.encode(message), zmq.NOBLOCK)
+            try:
+                self._socket.send(encoder.encode(message), zmq.NOBLOCK)
+            except zmq.Again:  # after a handshake that did not fit, ZeroMQ gives the connection up
+                self._notice_loss()
+                raise self._loss() from None
             self._receive()  # sending may take note of an arrival, of which the file descriptor then says nothing
 
     def _receive(self) -> None:

@@ -25,6 +25,8 @@ from weights_tools.quantize import SCALE_BYTES, dequantize
 
 PIECE = 16 << 20
 """Bytes; a larger weight is packed in pieces, each given back to the system as soon as it is packed."""
+HUGE_PAGE = 2 << 20
+"""Bytes; smaller weights lie among others, where advice on pages is no use."""
 Product = Callable[[Tensor, Tensor | None], Tensor]
 """A packed weight: x (rows, in) and a bias (out) or None -> (rows, out)."""
 Pack = Callable[[Tensor, bool], Product]
@@ -62,7 +64,8 @@ def pack_panels(weight: Tensor, consume: bool) -> Product:
     step = GROUP * PANEL
     panels, padded = -(-outputs // step) * GROUP, -(-inputs // UNROLL) * UNROLL
     packed = torch.zeros(panels, padded, PANEL, dtype=weight.dtype)
-    advise(packed, "MADV_HUGEPAGE")  # before it is touched: fewer addresses to look up, 3 to 8 % less time
+    if packed.nbytes >= HUGE_PAGE:  # before it is touched: fewer addresses to look up, 3 to 8 % less time
+        advise(packed, "MADV_HUGEPAGE")
     for start, piece in pieces(weight, step):
         whole = len(piece) // PANEL
         first = start // PANEL

@@ -106,6 +106,20 @@ def test_keys_for_a_ring_without_are_told_so(llama: Path, keys: Path) -> None:
         asyncio.run(dashboard_says(ring, keys / "ours" / "laptop", "This head cannot be used", "uses no keys"))
 
 
+def test_what_is_asked_after_the_refusal_is_told_so_too(llama: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ has given the connection up by then, and takes no message for it."""
+
+    async def later(client: RingClient) -> Status:
+        while client._handshakes.refusal is None:
+            await asyncio.sleep(0.01)
+        return await client._get_status(60.0)
+
+    with NodeRing(llama / "shards-1", 1) as ring:
+        monkeypatch.setattr(RingClient, "status", later)
+        with pytest.raises(WrongKeys, match="uses no keys"):
+            asyncio.run(complete(ring, keys / "ours" / "laptop"))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_valid_messages_of_a_stranger_change_nothing(ring: KeyedRing, keys: Path, stage: int) -> None:
     """With the right epoch, and the incarnation of the right sender, as if it had read them off the wire."""
