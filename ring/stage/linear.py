@@ -63,9 +63,12 @@ def pack_panels(weight: Tensor, consume: bool) -> Product:
     outputs, inputs = weight.shape[0], weight.shape[1] - SCALE_BYTES * quantized
     step = GROUP * PANEL
     panels, padded = -(-outputs // step) * GROUP, -(-inputs // UNROLL) * UNROLL
-    packed = torch.zeros(panels, padded, PANEL, dtype=weight.dtype)
+    # Empty, so that its memory is taken piece by piece, as the weight's is given back.
+    packed = torch.empty(panels, padded, PANEL, dtype=weight.dtype)
     if packed.nbytes >= HUGE_PAGE:  # before it is touched: fewer addresses to look up, 3 to 8 % less time
         advise(packed, "MADV_HUGEPAGE")
+    packed[outputs // PANEL :].zero_()
+    packed[:, inputs:].zero_()
     for start, piece in pieces(weight, step):
         whole = len(piece) // PANEL
         first = start // PANEL
