@@ -97,7 +97,7 @@ def write_attend(
         for group in range(groups):
             b.call(parts["softmax"], [address(b, own, b.mul(LONG(group), room)), count])
         with counting(b, LONG(0), LONG(groups * value_size), LONG(LANES)) as at:
-            write(b, VECTOR([0.0] * LANES), address(b, results, at))
+            write(b, torch.float32, VECTOR([0.0] * LANES), address(b, results, at))
         with counting(b, LONG(0), count, LONG(BLOCK)) as at:
             now = smaller(b, b.sub(count, at), LONG(BLOCK))
             b.call(
@@ -137,7 +137,7 @@ def write_softmax(module: ir.Module) -> ir.Function:
     function = internal(module, "softmax", [POINTER, LONG])
     scores, count = function.args
     b = ir.IRBuilder(function.append_basic_block())
-    write(b, VECTOR([float("-inf")] * LANES), address(b, scores, count))
+    write(b, torch.float32, VECTOR([float("-inf")] * LANES), address(b, scores, count))
     most, total = b.alloca(VECTOR), b.alloca(VECTOR)
     b.store(VECTOR([float("-inf")] * LANES), most)
     with counting(b, LONG(0), count, LONG(LANES)) as at:
@@ -147,12 +147,12 @@ def write_softmax(module: ir.Module) -> ir.Function:
     b.store(VECTOR([0.0] * LANES), total)
     with counting(b, LONG(0), count, LONG(LANES)) as at:
         weights = exponential(b, b.fsub(read(b, torch.float32, address(b, scores, at)), highest))
-        write(b, weights, address(b, scores, at))
+        write(b, torch.float32, weights, address(b, scores, at))
         b.store(b.fadd(b.load(total, typ=VECTOR), weights), total)
     share = spread(b, b.fdiv(FLOAT(1.0), fold(b, b.load(total, typ=VECTOR), b.fadd)))
     with counting(b, LONG(0), count, LONG(LANES)) as at:
         place = address(b, scores, at)
-        write(b, b.fmul(read(b, torch.float32, place), share), place)
+        write(b, torch.float32, b.fmul(read(b, torch.float32, place), share), place)
     b.ret_void()
     return function
 
@@ -214,7 +214,7 @@ def write_sums(module: ir.Module, dtype: torch.dtype, value_size: int, groups: i
                         cell = sums[head, at]
                         b.store(multiply_add(b, numbers[head], part, b.load(cell, typ=VECTOR)), cell)
             for cell, place in places.items():
-                write(b, b.load(sums[cell], typ=VECTOR), place)
+                write(b, torch.float32, b.load(sums[cell], typ=VECTOR), place)
     b.ret_void()
     return function
 

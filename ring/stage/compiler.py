@@ -33,6 +33,17 @@ LINE = 64
 ENTRY = "entry"
 
 
+class BrainType(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+PAIRS = ir.VectorType(BrainType(), 2 * LANES)
+"""Two bfloat16 for each of LANES numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """Machine code: `call(the kernel's arguments, items, threads)`. The engine keeps it in memory."""
@@ -54,6 +65,22 @@ def openmp() -> ctypes.CDLL | None:
 def can_compile(device: torch.device) -> bool:
     """Whether there are kernels for this device here."""
     return device.type == "cpu" and openmp() is not None
+
+
+@cache
+def features() -> dict[str, bool]:
+    """What this CPU can do beyond the least of its kind, by LLVM's names."""
+    return dict(llvm.get_host_cpu_features())
+
+
+def registers() -> int:
+    """How many vectors of LANES float32 this CPU's registers hold."""
+    return 32 if features().get("avx512f") else 8  # 16 of AVX2 hold half a vector each, 32 of NEON a quarter
+
+
+def has_pairs() -> bool:
+    """Whether this CPU multiplies pairs of bfloat16 and adds the products to float32."""
+    return bool(features().get("avx512bf16") and features().get("avx512f"))
 
 
 def new_module() -> ir.Module:
@@ -169,15 +196,35 @@ def read(b: ir.IRBuilder, dtype: torch.dtype, place: ir.Value) -> ir.Value:
     return b.bitcast(b.shl(b.zext(numbers, WHOLE), WHOLE([16] * LANES)), VECTOR)  # bfloat16 is the upper half of a float32
 
 
-def write(b: ir.IRBuilder, numbers: ir.Value, place: ir.Value) -> None:
-    """Store LANES float32."""
-    b.store(numbers, place, align=4)
+def read_pairs(b: ir.IRBuilder, dtype: torch.dtype, place: ir.Value) -> ir.Value:
+    """LANES pairs of bfloat16 or int8 as bfloat16, exactly."""
+    if dtype == torch.bfloat16:
+        return b.load(place, align=2, typ=PAIRS)
+    low, high = read(b, dtype, place), read(b, dtype, address(b, place, LONG(LANES), 1))
+    pack = declare(b.module, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", PAIRS, [VECTOR] * 2)
+    return b.call(pack, [high, low])
+
+
+def write(b: ir.IRBuilder, dtype: torch.dtype, numbers: ir.Value, place: ir.Value) -> None:
+    """Store LANES float32 as numbers of a float dtype, the nearest ones, of two as near the even one."""
+    if dtype == torch.float16:
+        numbers = b.fptrunc(numbers, ir.VectorType(STORED[dtype], LANES))
+    elif dtype == torch.bfloat16:
+        bits = b.bitcast(numbers, WHOLE)
+        upper = b.lshr(bits, WHOLE([16] * LANES))
+        half = b.add(b.and_(upper, WHOLE([1] * LANES)), WHOLE([0x7FFF] * LANES))
+        rounded = b.lshr(b.add(bits, half), WHOLE([16] * LANES))
+        is_nan = b.fcmp_unordered("uno", numbers, numbers)
+        kept = b.select(is_nan, b.or_(upper, WHOLE([0x40] * LANES)), rounded)
+        numbers = b.trunc(kept, ir.VectorType(STORED[dtype], LANES))
+    b.store(numbers, place, align=dtype.itemsize)
 
 
 def spread(b: ir.IRBuilder, number: ir.Value) -> ir.Value:
-    """One float32 in all lanes."""
-    one = b.insert_element(VECTOR(ir.Undefined), number, INT(0))
-    return b.shuffle_vector(one, VECTOR(ir.Undefined), WHOLE([0] * LANES))
+    """One number of 32 bits in all lanes."""
+    lanes = ir.VectorType(number.type, LANES)
+    one = b.insert_element(lanes(ir.Undefined), number, INT(0))
+    return b.shuffle_vector(one, lanes(ir.Undefined), WHOLE([0] * LANES))
 
 
 def multiply_add(b: ir.IRBuilder, one: ir.Value, other: ir.Value, sums: ir.Value) -> ir.Value:
@@ -185,6 +232,12 @@ def multiply_add(b: ir.IRBuilder, one: ir.Value, other: ir.Value, sums: ir.Value
     return b.call(declare(b.module, f"llvm.fma.v{LANES}f32", VECTOR, [VECTOR] * 3), [one, other, sums])
 
 
+def multiply_pairs(b: ir.IRBuilder, one: ir.Value, other: ir.Value, sums: ir.Value) -> ir.Value:
+    """Both products of each pair of bfloat16, added to a float32."""
+    dot = declare(b.module, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, [VECTOR, PAIRS, PAIRS])
+    return b.call(dot, [sums, b.bitcast(one, PAIRS), other])
+
+
 def fetch(b: ir.IRBuilder, place: ir.Value) -> None:
     """Ask the memory for the line at some address. Nothing happens if there is no such address."""
-    b.call(declare(b.module, "llvm.prefetch.p0", VOID, [POINTER, INT, INT, INT]), [place, INT(0), INT(3), INT(1)])
+    b.call(declare(b.module, "llvm.prefetch.p0", VOID, [POINTER, INT, INT, INT]), [place, INT(0), INT(2), INT(1)])

@@ -1,4 +1,4 @@
-"""The product of a linear layer, `y += x Wᵀ`, as fast as the memory gives the weights.
+"""The product of a linear layer, `y = x Wᵀ + bias`, as fast as the memory gives the weights.
 
 At decode a stage reads every weight once for a few rows. The general libraries are made for many rows and take up to
 twice as long as the memory does. Here it is two ideas:
@@ -6,8 +6,9 @@ twice as long as the memory does. Here it is two ideas:
 - Panels: the weight is stored as panels of 16 outputs, a panel as its 16 weights for input 0, then for input 1, and so
   on. So a product reads the weights from the first to the last, whatever the number of rows, and asks the memory for the
   next block while it multiplies this one.
-- Tiles: up to 6 rows x 16 outputs are summed up in registers, after Goto and van de Geijn ("Anatomy of High-Performance
-  Matrix Multiplication", 2008). Weights of 2 or 1 byte become float32 in registers; all sums are float32.
+- Tiles: some rows x 16 outputs and more are summed up in registers, after Goto and van de Geijn ("Anatomy of
+  High-Performance Matrix Multiplication", 2008). All sums are float32. Weights of 2 or 1 byte become float32 in registers;
+  or, where the CPU multiplies bfloat16 in pairs, both factors stay or become that, which is exact too, at twice the rate.
 
 Each number is summed up block by block of its inputs, from the first to the last, whatever other rows there are: a row
 comes out the same to the bit, alone or among others, on one thread or several.
@@ -22,6 +23,7 @@ from llvmlite import ir
 
 from ring.stage.compiler import (
     FLOAT,
+    INT,
     LANES,
     LINE,
     LONG,
@@ -32,10 +34,14 @@ from ring.stage.compiler import (
     compile_kernel,
     counting,
     fetch,
+    has_pairs,
     internal,
     multiply_add,
+    multiply_pairs,
     new_module,
     read,
+    read_pairs,
+    registers,
     smaller,
     spread,
     write,
@@ -47,28 +53,53 @@ UNROLL = 4
 """Inputs of one turn of the inner loop; their number must be a multiple."""
 BLOCK = 256
 """Inputs after which the next rows take their turn, so that a panel's block stays in the first-level cache."""
-TILES = {1: 4, 2: 2, 3: 2, 4: 1, 5: 1, 6: 1}
-"""Rows of a tile -> panels: with few rows several panels are summed at once, as one alone would wait for its own sums."""
-GROUP = max(TILES.values())
+CHUNK = 96
+"""Rows whose sums are kept while a panel is worked on; the next ones read it again, from the second-level cache."""
+GROUP = 4
 """A weight's panels are a multiple, and a thread does whole groups."""
 
 
-@cache
-def product(dtype: torch.dtype) -> Kernel:
-    """The kernel for weights of this dtype: `call(x, w, y, rows, inputs, outputs, groups, threads)`.
+def tile_shapes(dtype: torch.dtype) -> list[tuple[int, int]]:
+    """Up to how many rows, and panels with so many: few rows take several panels, as one alone would wait for its own sums.
+    More rows than the last has are divided."""
+    if registers() < 32:
+        return [(1, 4), (3, 2), (6, 1)]
+    return [(4, 4), (8, paired(dtype))]
 
-    `x` is the address of float32 (rows, inputs), `w` of the packed weights (groups * GROUP, inputs, PANEL), `y` of
-    float32 (rows, outputs), which is added to; `outputs` is groups * GROUP * PANEL.
+
+def paired(dtype: torch.dtype) -> int:
+    """Inputs of this weight dtype that one instruction multiplies, which are stored side by side."""
+    return 2 if dtype in (torch.bfloat16, torch.int8) and has_pairs() else 1
+
+
+def factor(dtype: torch.dtype) -> torch.dtype:
+    """What weights of this dtype are multiplied with."""
+    return torch.bfloat16 if paired(dtype) == 2 else torch.float32
+
+
+@cache
+def product(dtype: torch.dtype, result: torch.dtype) -> Kernel:
+    """The kernel for weights and results of these dtypes:
+    `call(x, w, scale, bias, y, rows, inputs, outputs, groups, threads)`.
+
+    `x` is the address of (rows, inputs) of the dtype `factor`, `w` of the packed weights (groups * GROUP, inputs, PANEL),
+    or (groups * GROUP, inputs / 2, PANEL, 2) where they are `paired`; `bias` of float32 (outputs), and so is `scale`, which
+    only int8 has; `y` of (rows, outputs), which is groups * GROUP * PANEL.
     """
     module = new_module()
-    tiles = {(rows, panels): write_tile(module, dtype, rows, panels) for rows, wide in TILES.items() for panels in {wide, 1}}
-    return compile_kernel(module, write_product(module, dtype, tiles))
+    tiles, least = {}, 1
+    shapes = tile_shapes(dtype)
+    for most, panels in shapes:
+        for rows in range(1 if (most, panels) == shapes[-1] else least, most + 1):
+            tiles[rows, panels] = write_tile(module, dtype, rows, panels)
+        least = most + 1
+    return compile_kernel(module, write_product(module, dtype, result, tiles))
 
 
 def write_tile(module: ir.Module, dtype: torch.dtype, rows: int, panels: int) -> ir.Function:
-    """`tile(x, stride of x, w, stride of panels, y, stride of y, inputs, next, pace)`, strides in numbers: adds to
+    """`tile(x, stride of x, w, stride of panels, sums, stride of sums, inputs, next, pace)`, strides in numbers: adds to
     rows x panels * PANEL sums. For each input it asks the memory for `pace` more bytes from `next` on."""
-    size = dtype.itemsize
+    size, depth, x_size = dtype.itemsize, paired(dtype), factor(dtype).itemsize
     tile = internal(module, f"tile_{rows}_{panels}", [POINTER, LONG, POINTER, LONG, POINTER, LONG, LONG, POINTER, LONG])
     x, x_stride, w, w_stride, y, y_stride, inputs, ahead, pace = tile.args
     b = ir.IRBuilder(tile.append_basic_block())
@@ -77,58 +108,94 @@ def write_tile(module: ir.Module, dtype: torch.dtype, rows: int, panels: int) ->
     sums = {cell: b.alloca(VECTOR) for cell in cells}
     for cell in cells:  # from 0 in each block of inputs, as short sums are rounded less
         b.store(VECTOR([0.0] * PANEL), sums[cell])
-    x_rows = [address(b, x, b.mul(x_stride, LONG(row))) for row in range(rows)]
+    x_rows = [address(b, x, b.mul(x_stride, LONG(row)), x_size) for row in range(rows)]
     w_panels = [address(b, w, b.mul(w_stride, LONG(panel)), size) for panel in range(panels)]
     aheads = [address(b, ahead, b.mul(w_stride, LONG(panel)), size) for panel in range(panels)]
     with counting(b, LONG(0), inputs, LONG(UNROLL)) as first:
-        for turn in range(UNROLL):
+        for turn in range(0, UNROLL, depth):
             k = b.add(first, LONG(turn))
-            weights = [read(b, dtype, address(b, panel, b.mul(k, LONG(PANEL)), size)) for panel in w_panels]
+            takes = [address(b, panel, b.mul(k, LONG(PANEL)), size) for panel in w_panels]
+            weights = [read_pairs(b, dtype, place) if depth == 2 else read(b, dtype, place) for place in takes]
             if turn * PANEL * size % LINE == 0:
                 for panel in aheads:
                     fetch(b, address(b, panel, b.mul(k, pace), 1))
             for row in range(rows):
-                number = spread(b, b.load(address(b, x_rows[row], k), typ=FLOAT))
+                place = address(b, x_rows[row], k, x_size)
+                number = spread(b, b.load(place, typ=FLOAT if depth == 1 else INT))
                 for panel in range(panels):
                     cell = sums[row, panel]
-                    b.store(multiply_add(b, number, weights[panel], b.load(cell, typ=VECTOR)), cell)
+                    multiply = multiply_add if depth == 1 else multiply_pairs
+                    b.store(multiply(b, number, weights[panel], b.load(cell, typ=VECTOR)), cell)
     for cell in cells:
-        write(b, b.fadd(read(b, torch.float32, places[cell]), b.load(sums[cell], typ=VECTOR)), places[cell])
+        write(b, torch.float32, b.fadd(read(b, torch.float32, places[cell]), b.load(sums[cell], typ=VECTOR)), places[cell])
     b.ret_void()
     return tile
 
 
-def write_product(module: ir.Module, dtype: torch.dtype, tiles: dict[tuple[int, int], ir.Function]) -> ir.Function:
-    """`product(x, w, y, rows, inputs, stride of y, first group, end)`.
+def write_product(
+    module: ir.Module, dtype: torch.dtype, result: torch.dtype, tiles: dict[tuple[int, int], ir.Function]
+) -> ir.Function:
+    """`product(x, w, scale, bias, y, rows, inputs, stride of y, first group, end)`.
 
     Panel by panel, block by block of its inputs, tile by tile of the rows: so the weights are read in order, and from
     the memory once. The rows are divided evenly into tiles, and the next block's lines evenly among these to ask for.
     """
-    size = dtype.itemsize
-    function = internal(module, "product", [LONG] * 8)
-    x, w, y, rows, inputs, y_stride, first_group, end_group = function.args
+    size, x_size = dtype.itemsize, factor(dtype).itemsize
+    finish = write_finish(module, result, dtype == torch.int8)
+    function = internal(module, "product", [LONG] * 10)
+    x, w, scale, bias, y, rows, inputs, y_stride, first_group, end_group = function.args
     b = ir.IRBuilder(function.append_basic_block())
+    sums = b.alloca(VECTOR, CHUNK * GROUP)
     w_stride = b.mul(inputs, LONG(PANEL))
-    most = max(TILES)
-    turns = b.sdiv(b.add(rows, LONG(most - 1)), LONG(most))
-    height = b.sdiv(b.add(rows, b.sub(turns, LONG(1))), turns)
-    pace = b.sdiv(LONG(PANEL * size), turns)
-    wide: ir.Value = LONG(1)
-    for count, together in TILES.items():
-        wide = b.select(b.icmp_signed("==", rows, LONG(count)), LONG(together), wide)
+    *fewer, (most, least_wide) = tile_shapes(dtype)
+    wide: ir.Value = LONG(least_wide)
+    for count, panels in reversed(fewer):
+        wide = b.select(b.icmp_signed("<=", rows, LONG(count)), LONG(panels), wide)
+    sums_stride = b.mul(wide, LONG(PANEL))
     first, end = b.mul(first_group, LONG(GROUP)), b.mul(end_group, LONG(GROUP))
-    with counting(b, first, end, wide) as panel, counting(b, LONG(0), inputs, LONG(BLOCK)) as k:
-        count = smaller(b, b.sub(inputs, k), LONG(BLOCK))
-        weights = address(b, w, b.add(b.mul(panel, w_stride), b.mul(k, LONG(PANEL))), size)
-        following = address(b, weights, b.mul(count, LONG(PANEL)), size)
-        with counting(b, LONG(0), rows, height) as row:
-            now = smaller(b, b.sub(rows, row), height)
-            x_rows = address(b, x, b.add(b.mul(row, inputs), k))
-            y_rows = address(b, y, b.add(b.mul(row, y_stride), b.mul(panel, LONG(PANEL))))
-            ahead = address(b, following, b.mul(b.mul(b.sdiv(row, height), count), pace), 1)
-            for (tile_rows, tile_panels), tile in tiles.items():
-                fits = b.and_(b.icmp_signed("==", now, LONG(tile_rows)), b.icmp_signed("==", wide, LONG(tile_panels)))
-                with b.if_then(fits):
-                    b.call(tile, [x_rows, inputs, weights, w_stride, y_rows, y_stride, count, ahead, pace])
+    with counting(b, first, end, wide) as panel, counting(b, LONG(0), rows, LONG(CHUNK)) as chunk:
+        chunk_rows = smaller(b, b.sub(rows, chunk), LONG(CHUNK))
+        turns = b.sdiv(b.add(chunk_rows, LONG(most - 1)), LONG(most))
+        height = b.sdiv(b.add(chunk_rows, b.sub(turns, LONG(1))), turns)
+        pace = b.sdiv(LONG(PANEL * size), turns)
+        with counting(b, LONG(0), b.mul(chunk_rows, sums_stride), LONG(PANEL)) as at:
+            write(b, torch.float32, VECTOR([0.0] * PANEL), address(b, sums, at))
+        with counting(b, LONG(0), inputs, LONG(BLOCK)) as k:
+            count = smaller(b, b.sub(inputs, k), LONG(BLOCK))
+            weights = address(b, w, b.add(b.mul(panel, w_stride), b.mul(k, LONG(PANEL))), size)
+            following = b.select(
+                b.icmp_signed("==", b.add(k, count), inputs),
+                address(b, w, b.mul(b.add(panel, wide), w_stride), size),
+                address(b, weights, b.mul(count, LONG(PANEL)), size),
+            )
+            with counting(b, LONG(0), chunk_rows, height) as row:
+                now = smaller(b, b.sub(chunk_rows, row), height)
+                x_rows = address(b, x, b.add(b.mul(b.add(chunk, row), inputs), k), x_size)
+                ahead = address(b, following, b.mul(b.mul(b.sdiv(row, height), count), pace), 1)
+                sums_rows = address(b, sums, b.mul(row, sums_stride))
+                for (tile_rows, tile_panels), tile in tiles.items():
+                    fits = b.and_(b.icmp_signed("==", now, LONG(tile_rows)), b.icmp_signed("==", wide, LONG(tile_panels)))
+                    with b.if_then(fits):
+                        b.call(tile, [x_rows, inputs, weights, w_stride, sums_rows, sums_stride, count, ahead, pace])
+        column = b.mul(panel, LONG(PANEL))
+        y_rows = address(b, y, b.add(b.mul(chunk, y_stride), column), result.itemsize)
+        b.call(finish, [sums, address(b, scale, column), address(b, bias, column), y_rows, y_stride, chunk_rows, sums_stride])
+    b.ret_void()
+    return function
+
+
+def write_finish(module: ir.Module, result: torch.dtype, scaled: bool) -> ir.Function:
+    """`finish(sums, scale, bias, y, stride of y, rows, outputs)`: the sums, scaled and with their bias, become results."""
+    function = internal(module, "finish", [POINTER, POINTER, POINTER, POINTER, LONG, LONG, LONG])
+    sums, scale, bias, y, y_stride, rows, outputs = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    with counting(b, LONG(0), rows, LONG(1)) as row, counting(b, LONG(0), outputs, LONG(PANEL)) as at:
+        numbers = read(b, torch.float32, address(b, sums, b.add(b.mul(row, outputs), at)))
+        added = read(b, torch.float32, address(b, bias, at))
+        if scaled:
+            numbers = multiply_add(b, numbers, read(b, torch.float32, address(b, scale, at)), added)
+        else:
+            numbers = b.fadd(numbers, added)
+        write(b, result, numbers, address(b, y, b.add(b.mul(row, y_stride), at), result.itemsize))
     b.ret_void()
     return function

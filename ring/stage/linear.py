@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ring.stage.compiler import can_compile
-from ring.stage.gemm import GROUP, PANEL, UNROLL, product
+from ring.stage.gemm import GROUP, PANEL, UNROLL, factor, paired, product
 from weights_tools.quantize import SCALE_BYTES, dequantize
 
 PIECE = 16 << 20
@@ -56,42 +56,68 @@ def choose_pack(dtype: torch.dtype, device: torch.device) -> Pack | None:
     return pack_panels if can_compile(device) else None
 
 
+class Panels:
+    """A weight as `gemm.py` reads it, and the scale of each of its outputs if it is int8."""
+
+    def __init__(self, packed: Tensor, dtype: torch.dtype, outputs: int, inputs: int, scale: Tensor | None) -> None:
+        self.packed, self.dtype, self.outputs, self.inputs = packed, dtype, outputs, inputs
+        self.groups, self.columns = len(packed) // GROUP, len(packed) * PANEL
+        self.padded = packed[0].numel() // PANEL
+        self.scale = self._pad(scale)
+        self._bias: Tensor | None = None
+        self._added = self._pad(None)
+
+    def _pad(self, numbers: Tensor | None) -> Tensor:
+        """One float32 for every column of the result."""
+        padded = torch.zeros(self.columns)
+        if numbers is not None:
+            padded[: self.outputs] = numbers
+        return padded
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x (rows, in) and a bias (out) or None -> (rows, out)."""
+        if bias is not self._bias:
+            self._bias, self._added = bias, self._pad(bias)
+        factors = x.to(factor(self.dtype)).contiguous()
+        if self.padded != self.inputs:
+            factors = nn.functional.pad(factors, (0, self.padded - self.inputs))
+        y = torch.empty(len(x), self.columns, dtype=x.dtype)
+        product(self.dtype, x.dtype).call(
+            factors.data_ptr(),
+            self.packed.data_ptr(),
+            self.scale.data_ptr(),
+            self._added.data_ptr(),
+            y.data_ptr(),
+            len(x),
+            self.padded,
+            self.columns,
+            self.groups,
+            torch.get_num_threads(),
+        )
+        return y[:, : self.outputs] if self.columns != self.outputs else y
+
+
 def pack_panels(weight: Tensor, consume: bool) -> Product:
     """Store a weight as `gemm.py` reads it: (out, in) of a float dtype, or int8 (out, in + 4) as `quantize.py` has it."""
     quantized = weight.dtype == torch.int8
     scale = dequantize(weight)[1] if quantized else None
     outputs, inputs = weight.shape[0], weight.shape[1] - SCALE_BYTES * quantized
-    step = GROUP * PANEL
+    step, depth = GROUP * PANEL, paired(weight.dtype)
     panels, padded = -(-outputs // step) * GROUP, -(-inputs // UNROLL) * UNROLL
     # Empty, so that its memory is taken piece by piece, as the weight's is given back.
-    packed = torch.empty(panels, padded, PANEL, dtype=weight.dtype)
+    packed = torch.empty(panels, padded // depth, PANEL, depth, dtype=weight.dtype)
     if packed.nbytes >= HUGE_PAGE:  # before it is touched: fewer addresses to look up, 3 to 8 % less time
         advise(packed, "MADV_HUGEPAGE")
-    packed[outputs // PANEL :].zero_()
-    packed[:, inputs:].zero_()
+    packed[-(-outputs // PANEL) :].zero_()
     for start, piece in pieces(weight, step):
-        whole = len(piece) // PANEL
-        first = start // PANEL
-        packed[first : first + whole, :inputs] = piece[: whole * PANEL, :inputs].view(whole, PANEL, inputs).transpose(1, 2)
-        if rest := len(piece) - whole * PANEL:
-            packed[first + whole, :inputs, :rest] = piece[whole * PANEL :, :inputs].t()
+        numbers = piece[:, :inputs]
+        if padded != inputs or len(piece) % PANEL:
+            numbers = nn.functional.pad(numbers, (0, padded - inputs, 0, -len(piece) % PANEL))
+        whole = numbers.view(-1, PANEL, padded // depth, depth).transpose(1, 2)
+        packed[start // PANEL : start // PANEL + len(whole)] = whole
         if consume:
             advise(piece, "MADV_DONTNEED")
-    multiply = product(weight.dtype).call
-
-    def multiplied(x: Tensor, bias: Tensor | None) -> Tensor:
-        wide = x.float().contiguous() if padded == inputs else nn.functional.pad(x.float(), (0, padded - inputs))
-        y = torch.zeros(len(x), panels * PANEL)
-        inner = y[:, :outputs]
-        if bias is not None and scale is None:
-            inner.copy_(bias)
-        threads = torch.get_num_threads()
-        multiply(wide.data_ptr(), packed.data_ptr(), y.data_ptr(), len(x), padded, panels * PANEL, panels // GROUP, threads)
-        if scale is not None:
-            inner = inner.mul_(scale) if bias is None else torch.addcmul(bias.float(), inner, scale)
-        return inner.to(x.dtype)
-
-    return multiplied
+    return Panels(packed, weight.dtype, outputs, inputs, scale)
 
 
 def pack_onednn(weight: Tensor, consume: bool) -> Product:
