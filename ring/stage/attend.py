@@ -27,10 +27,15 @@ from ring.stage.compiler import (
     compile_kernel,
     counting,
     fetch,
+    has_pairs,
     internal,
     multiply_add,
+    multiply_pairs,
     new_module,
     read,
+    read_pairs,
+    registers,
+    scratch,
     smaller,
     spread,
     write,
@@ -43,38 +48,44 @@ FIELDS = 6
 position attended to, their number, and the token's row."""
 REGISTERS = 4
 """Vectors that are summed up at once."""
-AHEAD = 16
-"""Keys, or values, that the memory is asked for in advance."""
+AHEAD = 4096
+"""Bytes of keys, or values, that the memory is asked for in advance."""
 MAGIC = 1.5 * 2**23
 """Added to a small float32, it leaves the nearest whole number in the lowest bits."""
 
 
 @cache
-def attend(dtype: torch.dtype, head_size: int, value_size: int, groups: int) -> Kernel:
+def attend(dtype: torch.dtype, head_size: int, value_size: int, groups: int, scale: float) -> Kernel:
     """The kernel for a cache of this dtype whose KV heads are each shared by `groups` query heads:
-    `call(tokens, q, out, scores, room, KV heads, items, threads)`.
+    `call(tokens, q, stride of heads, stride of rows, out, scores, room, KV heads, items, threads)`.
 
-    `tokens` is the address of int64 (tokens, FIELDS); `q` of float32 (rows, heads, head size), already scaled; `out` of
-    float32 (rows, heads, value size); `scores` of float32 (items, groups, room), with `room` for the longest attention and
-    LANES numbers more. Items are tokens x KV heads.
+    `tokens` is the address of int64 (tokens, FIELDS); `q` of queries of the same dtype, whose strides are in numbers; `out`
+    of results (rows, heads, value size) of it; `scores` of float32 (items, groups, room), with `room` for the longest
+    attention and LANES numbers more. Items are tokens x KV heads.
     """
     module = new_module()
     parts = {
-        "scores": write_scores(module, dtype, head_size, groups),
+        "scores": write_scores(module, dtype, head_size, groups, scale),
         "softmax": write_softmax(module),
         "sums": write_sums(module, dtype, value_size, groups),
     }
     return compile_kernel(module, write_attend(module, dtype, head_size, value_size, groups, parts))
 
 
+def in_pairs(dtype: torch.dtype, head_size: int) -> bool:
+    """Whether queries and keys are multiplied two by two."""
+    return dtype == torch.bfloat16 and has_pairs() and head_size % (2 * LANES) == 0
+
+
 def write_attend(
     module: ir.Module, dtype: torch.dtype, head_size: int, value_size: int, groups: int, parts: dict[str, ir.Function]
 ) -> ir.Function:
-    """`attend(tokens, q, out, scores, room, KV heads, first item, end)`."""
+    """`attend(tokens, q, stride of heads, stride of rows, out, scores, room, KV heads, first item, end)`."""
     size = dtype.itemsize
-    function = internal(module, "attend", [LONG] * 8)
-    tokens, q, out, scores, room, kv_heads, first, end = function.args
+    function = internal(module, "attend", [LONG] * 10)
+    tokens, q, q_head, q_row, out, scores, room, kv_heads, first, end = function.args
     b = ir.IRBuilder(function.append_basic_block())
+    queries, results = scratch(b, groups * head_size), scratch(b, groups * value_size)
     with counting(b, first, end, LONG(1)) as item:
         token, head = b.sdiv(item, kv_heads), b.srem(item, kv_heads)
         entry = address(b, tokens, b.mul(token, LONG(FIELDS)), 8)
@@ -85,9 +96,10 @@ def write_attend(
         keys = address(b, keys, b.mul(place, LONG(head_size)), size)
         values = address(b, values, b.mul(place, LONG(value_size)), size)
         own = address(b, scores, b.mul(b.mul(item, LONG(groups)), room))
-        first_head = b.mul(b.add(b.mul(row, kv_heads), head), LONG(groups))
-        queries = address(b, q, b.mul(first_head, LONG(head_size)))
-        results = address(b, out, b.mul(first_head, LONG(value_size)))
+        first_head = b.mul(head, LONG(groups))
+        for group in range(groups):
+            given = address(b, q, b.add(b.mul(row, q_row), b.mul(b.add(first_head, LONG(group)), q_head)), size)
+            copy_queries(b, dtype, given, address(b, queries, LONG(group * head_size)), head_size)
         with counting(b, LONG(0), count, LONG(BLOCK)) as at:
             now = smaller(b, b.sub(count, at), LONG(BLOCK))
             b.call(
@@ -104,30 +116,58 @@ def write_attend(
                 parts["sums"],
                 [address(b, own, at), room, address(b, values, b.mul(at, LONG(value_size)), size), results, now],
             )
+        place = b.mul(b.add(b.mul(row, b.mul(kv_heads, LONG(groups))), first_head), LONG(value_size))
+        with counting(b, LONG(0), LONG(groups * value_size), LONG(LANES)) as at:
+            write(b, dtype, read(b, torch.float32, address(b, results, at)), address(b, out, b.add(place, at), size))
     b.ret_void()
     return function
 
 
-def write_scores(module: ir.Module, dtype: torch.dtype, head_size: int, groups: int) -> ir.Function:
-    """`scores(queries, keys, scores, room, count)`: the products of the queries with some keys."""
+def copy_queries(b: ir.IRBuilder, dtype: torch.dtype, given: ir.Value, place: ir.Value, head_size: int) -> None:
+    """A head's query, as it will be multiplied: float32, or bfloat16 in pairs."""
+    if in_pairs(dtype, head_size):
+        for at in range(0, head_size, 2 * LANES):
+            b.store(read_pairs(b, dtype, address(b, given, LONG(at), 2)), address(b, place, LONG(at), 2), align=2)
+    else:
+        for at in range(0, head_size, LANES):
+            write(b, torch.float32, read(b, dtype, address(b, given, LONG(at), dtype.itemsize)), address(b, place, LONG(at)))
+
+
+def write_scores(module: ir.Module, dtype: torch.dtype, head_size: int, groups: int, scale: float) -> ir.Function:
+    """`scores(queries, keys, scores, room, count)`: the scaled products of the queries with some keys."""
     function = internal(module, "scores", [POINTER, POINTER, POINTER, LONG, LONG])
     queries, keys, scores, room, count = function.args
     b = ir.IRBuilder(function.append_basic_block())
+    pairs, size = in_pairs(dtype, head_size), dtype.itemsize
+    width = 2 * LANES if pairs else LANES
+    ahead = LONG(AHEAD // (head_size * size))
     for heads in batched(range(groups), REGISTERS):
-        rows = {head: address(b, queries, LONG(head * head_size)) for head in heads}
-        results = {head: address(b, scores, b.mul(LONG(head), room)) for head in heads}
-        with counting(b, LONG(0), count, LONG(1)) as key:
-            place = address(b, keys, b.mul(key, LONG(head_size)), dtype.itemsize)
-            if heads[0] == 0:
-                fetch_row(b, keys, b.add(key, LONG(AHEAD)), head_size * dtype.itemsize)
-            sums: dict[int, ir.Value] = dict.fromkeys(heads, VECTOR([0.0] * LANES))
-            for at in range(0, head_size, LANES):
-                part = read(b, dtype, address(b, place, LONG(at), dtype.itemsize))
-                for head in heads:
-                    number = read(b, torch.float32, address(b, rows[head], LONG(at)))
-                    sums[head] = multiply_add(b, number, part, sums[head])
-            for head in heads:
-                b.store(fold(b, sums[head], b.fadd), address(b, results[head], key))
+        most = REGISTERS // len(heads)  # keys at once, so that all sums are folded together
+        whole = b.sub(count, b.srem(count, LONG(most)))
+        for first, end, together in ((LONG(0), whole, most), (whole, count, 1)):
+            with b.if_then(b.icmp_signed("<", first, end)), counting(b, first, end, LONG(together)) as key:
+                cells = [(head, turn) for head in heads for turn in range(together)]
+                rows = [b.add(key, LONG(turn)) for turn in range(together)]
+                places = [address(b, keys, b.mul(row, LONG(head_size)), size) for row in rows]
+                if heads[0] == 0:
+                    for row in rows:
+                        fetch_row(b, keys, b.add(row, ahead), head_size * size)
+                sums: dict[tuple[int, int], ir.Value] = dict.fromkeys(cells, VECTOR([0.0] * LANES))
+                for at in range(0, head_size, width):
+                    take = read_pairs if pairs else read
+                    parts = [take(b, dtype, address(b, place, LONG(at), size)) for place in places]
+                    for head, turn in cells:
+                        if pairs:
+                            place = address(b, address(b, queries, LONG(head * head_size)), LONG(at), size)
+                            sums[head, turn] = multiply_pairs(b, read_pairs(b, dtype, place), parts[turn], sums[head, turn])
+                        else:
+                            place = address(b, queries, LONG(head * head_size + at))
+                            number = read(b, torch.float32, place)
+                            sums[head, turn] = multiply_add(b, number, parts[turn], sums[head, turn])
+                folded = b.fmul(fold_together(b, list(sums.values())), ir.VectorType(FLOAT, REGISTERS)([scale] * REGISTERS))
+                for lane, (head, turn) in enumerate(cells):
+                    place = address(b, scores, b.add(b.mul(LONG(head), room), rows[turn]))
+                    b.store(b.extract_element(folded, INT(lane)), place)
     b.ret_void()
     return function
 
@@ -169,6 +209,30 @@ def fold(b: ir.IRBuilder, numbers: ir.Value, combine: Callable[[ir.Value, ir.Val
     return b.extract_element(numbers, INT(0))
 
 
+def fold_together(b: ir.IRBuilder, sums: list[ir.Value]) -> ir.Value:
+    """REGISTERS vectors, or fewer, each folded into one number in the same way, whatever the others are."""
+    zero = VECTOR([0.0] * LANES)
+    parts = [sums[lane] if lane < len(sums) else zero for lane in range(REGISTERS)]
+    width = LANES
+    while width > 1:
+        width //= 2
+        if len(parts) > 1:
+            parts = [join_halves(b, one, other, width) for one, other in zip(parts[::2], parts[1::2], strict=True)]
+        else:
+            parts = [join_halves(b, parts[0], None, width)]
+    return parts[0]
+
+
+def join_halves(b: ir.IRBuilder, one: ir.Value, other: ir.Value | None, width: int) -> ir.Value:
+    """The vectors of 2 * `width` numbers that one value, or two, consist of, each with its halves added."""
+    total = one.type.count * (1 if other is None else 2)
+    lows = [at for at in range(total) if at % (2 * width) < width]
+    highs = [at + width for at in lows]
+    mask = ir.VectorType(INT, total // 2)
+    second = one.type(ir.Undefined) if other is None else other
+    return b.fadd(b.shuffle_vector(one, second, mask(lows)), b.shuffle_vector(one, second, mask(highs)))
+
+
 def exponential(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """exp(x) for x <= 0, to two units in the last place: 2^n e^r with |r| <= ln 2 / 2, after Cephes' `expf`. NaN stays NaN."""
 
@@ -194,8 +258,9 @@ def write_sums(module: ir.Module, dtype: torch.dtype, value_size: int, groups: i
     function = internal(module, "sums", [POINTER, LONG, POINTER, POINTER, LONG])
     weights, room, values, results, count = function.args
     b = ir.IRBuilder(function.append_basic_block())
+    together = registers() // 2  # sums at once
     for heads in batched(range(groups), REGISTERS):
-        for parts in batched(range(0, value_size, LANES), max(1, REGISTERS // len(heads))):
+        for parts in batched(range(0, value_size, LANES), max(1, together // len(heads))):
             places = {(head, at): address(b, results, LONG(head * value_size + at)) for head in heads for at in parts}
             sums = {cell: b.alloca(VECTOR) for cell in places}
             for cell, place in places.items():
@@ -206,7 +271,7 @@ def write_sums(module: ir.Module, dtype: torch.dtype, value_size: int, groups: i
                     for head in heads
                 }
                 if heads[0] == 0 and parts[0] == 0:
-                    fetch_row(b, values, b.add(key, LONG(AHEAD)), value_size * dtype.itemsize)
+                    fetch_row(b, values, b.add(key, LONG(AHEAD // (value_size * dtype.itemsize))), value_size * dtype.itemsize)
                 for at in parts:
                     place = address(b, values, b.add(b.mul(key, LONG(value_size)), LONG(at)), dtype.itemsize)
                     part = read(b, dtype, place)

@@ -43,7 +43,7 @@ def ring_attention(
     layer = layer_idx - kv.first_layer
     plain = softcap is not None or s_aux is not None
     own = not plain and has_kernel(query.device, query.shape[3], kv.value_size(layer))
-    out = query.new_empty(query.shape[2], query.shape[1], kv.value_size(layer), dtype=torch.float32 if own else None)
+    out = query.new_empty(query.shape[2], query.shape[1], kv.value_size(layer))
     if own:
         attend_singles(kv, layer, query, out, scaling, sliding_window)
     for slot, start, count, row in kv.blocks if own else kv.pieces:
@@ -56,7 +56,7 @@ def ring_attention(
         else:
             part = fused_attention(q, k, v, mask, scaling)
         out[row : row + count] = part[0].transpose(0, 1)
-    return out.to(query.dtype)[None], None
+    return out[None], None
 
 
 def first_key(position: int, window: int | None) -> int:
@@ -72,24 +72,34 @@ def has_kernel(device: torch.device, head_size: int, value_size: int) -> bool:
 def attend_singles(
     kv: KVCache, layer: int, query: Tensor, out: Tensor, scaling: float | None, sliding_window: int | None
 ) -> None:
-    """All tokens of the microbatch that attend alone, in one call, which writes their rows of `out`: float32 (T, heads,
-    value size)."""
+    """All tokens of the microbatch that attend alone, in one call, which writes their rows of `out`: (T, heads, value size)
+    of the query's dtype."""
     if not kv.singles:
         return
-    _, heads, rows, head_size = query.shape
-    q = torch.empty(rows, heads, head_size)
-    q.copy_(query[0].transpose(0, 1)).mul_(head_size**-0.5 if scaling is None else scaling)
+    if query.stride(3) != 1:
+        query = query.contiguous()
+    _, heads, _, head_size = query.shape
     tokens, longest = array("q"), 0
     for slot, position, row in kv.singles:
         first = first_key(position, sliding_window)
-        keys, values = slot.whole(layer)
-        tokens.extend((keys.data_ptr(), values.data_ptr(), slot.reserve, first, position + 1 - first, row))
-        longest = max(longest, position + 1 - first)
-    kv_heads, dtype, room = keys.shape[0], keys.dtype, longest + LANES
-    items = len(kv.singles) * kv_heads
-    scores = torch.empty(items * (heads // kv_heads) * room)
-    attend(dtype, head_size, out.shape[2], heads // kv_heads).call(
-        tokens.buffer_info()[0], q.data_ptr(), out.data_ptr(), scores.data_ptr(), room, kv_heads, items, torch.get_num_threads()
+        count = position + 1 - first
+        tokens.extend((*slot.addresses[layer], slot.reserve, first, count, row))
+        longest = max(longest, count)
+    kv_heads, room = kv.singles[0][0].heads(layer), longest + LANES
+    groups, items = heads // kv_heads, len(kv.singles) * kv_heads
+    scores = torch.empty(items * groups * room)
+    kernel = attend(query.dtype, head_size, out.shape[2], groups, head_size**-0.5 if scaling is None else scaling)
+    kernel.call(
+        tokens.buffer_info()[0],
+        query.data_ptr(),
+        query.stride(1),
+        query.stride(2),
+        out.data_ptr(),
+        scores.data_ptr(),
+        room,
+        kv_heads,
+        items,
+        torch.get_num_threads(),
     )
 
 

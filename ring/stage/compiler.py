@@ -173,6 +173,11 @@ def counting(b: ir.IRBuilder, first: ir.Value, end: ir.Value, step: ir.Value) ->
     b.position_at_end(after)
 
 
+def scratch(b: ir.IRBuilder, numbers: int) -> ir.Value:
+    """Room for so many float32, while the function runs."""
+    return b.inttoptr(b.ptrtoint(b.alloca(FLOAT, numbers), LONG), POINTER)
+
+
 def smaller(b: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
     """min(one, other)."""
     return b.select(b.icmp_signed("<", one, other), one, other)

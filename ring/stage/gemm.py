@@ -42,6 +42,7 @@ from ring.stage.compiler import (
     read,
     read_pairs,
     registers,
+    scratch,
     smaller,
     spread,
     write,
@@ -145,7 +146,7 @@ def write_product(
     function = internal(module, "product", [LONG] * 10)
     x, w, scale, bias, y, rows, inputs, y_stride, first_group, end_group = function.args
     b = ir.IRBuilder(function.append_basic_block())
-    sums = b.alloca(VECTOR, CHUNK * GROUP)
+    sums = scratch(b, CHUNK * GROUP * PANEL)
     w_stride = b.mul(inputs, LONG(PANEL))
     *fewer, (most, least_wide) = tile_shapes(dtype)
     wide: ir.Value = LONG(least_wide)

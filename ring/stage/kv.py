@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from ring.stage.compiler import can_compile
+from ring.stage.store import store_runs
 from ring.wire.messages import Run
 
 
@@ -28,6 +30,20 @@ class Slot:
         self.given_up = False  # after a fault: any run is taken, and its result is of no worth
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
+        self.addresses: list[tuple[int, int]] = [(0, 0)] * layers  # of each layer's keys and values
+
+    def open(self, layer: int, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate what a layer's keys and values need that look like these, (1, KV heads, T, head size), if it has not."""
+        if self.keys[layer] is None:
+            # Zeros where a gap will stay: what was in memory before might be NaN, which fails a whole microbatch.
+            make = Tensor.new_zeros if self.given_up else Tensor.new_empty
+            keys, values = (make(x, (x.shape[1], self.reserve, x.shape[3])) for x in (key_states, value_states))
+            self.keys[layer], self.values[layer] = keys, values
+            self.addresses[layer] = keys.data_ptr(), values.data_ptr()
+
+    def heads(self, layer: int) -> int:
+        """How many KV heads a layer has that has written some."""
+        return self.whole(layer)[0].shape[0]
 
     def read(self, layer: int, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Views of keys and values at positions `first` to `end - 1`, each (1, KV heads, tokens, head size)."""
@@ -50,6 +66,7 @@ class KVCache(Cache):
     def __init__(self, first_layer: int, layers: int, device: torch.device) -> None:
         super().__init__(layers=[])
         self.device = device
+        self.compiled = can_compile(device)
         self.first_layer = first_layer
         self.layer_count = layers
         self.slots: dict[int, Slot] = {}
@@ -106,17 +123,14 @@ class KVCache(Cache):
         Returns what came in: the attention function reads the slots themselves.
         """
         layer = layer_idx - self.first_layer
+        for slot, _ in self.packed:
+            slot.open(layer, key_states, value_states)
+        if self.compiled:
+            store_runs([(slot.addresses[layer], run) for slot, run in self.packed], key_states, value_states)
+            return key_states, value_states
         places = []
         for slot, run in self.packed:
-            keys, values = slot.keys[layer], slot.values[layer]
-            if keys is None or values is None:
-                # Zeros where a gap will stay: what was in memory before might be NaN, which fails a whole microbatch.
-                make = Tensor.new_zeros if slot.given_up else Tensor.new_empty
-                keys = slot.keys[layer] = make(key_states, (key_states.shape[1], slot.reserve, key_states.shape[3]))
-                values = make(value_states, (value_states.shape[1], slot.reserve, value_states.shape[3]))
-                slot.values[layer] = values
-            places.append(keys[:, run.start : run.start + run.count])
-            places.append(values[:, run.start : run.start + run.count])
+            places += [states[:, run.start : run.start + run.count] for states in slot.whole(layer)]
         fresh = zip(torch.split(key_states[0], self.counts, 1), torch.split(value_states[0], self.counts, 1), strict=True)
         torch._foreach_copy_(places, [tensor for pair in fresh for tensor in pair])
         return key_states, value_states

@@ -12,5 +12,5 @@ from ring.stage.compiler import can_compile
 from ring.stage.gemm import product
 
 if can_compile(torch.device("cpu")):
-    product(torch.float32)
-    product(torch.bfloat16)
+    product(torch.float32, torch.float32)
+    product(torch.bfloat16, torch.bfloat16)

@@ -33,7 +33,7 @@ def make_cache(dtype: torch.dtype, kv_heads: int, head_size: int, value_size: in
 def ask(cache: KVCache, runs: list[Run], query: Tensor, value_size: int, window: int | None) -> Tensor:
     """What these runs' tokens attend to, by the kernel."""
     cache.begin(runs)
-    out = torch.full((query.shape[2], query.shape[1], value_size), float("nan"))
+    out = torch.full((query.shape[2], query.shape[1], value_size), float("nan"), dtype=query.dtype)
     attend_singles(cache, 0, query, out, None, window)
     return out
 
@@ -50,7 +50,7 @@ def test_attention(dtype: torch.dtype, heads: int, kv_heads: int, head_size: int
         first = max(0, run.start + 1 - window) if window else 0
         keys, values = (part.double() for part in cache.slots[run.slot].read(0, first, run.start + 1))
         expected = scaled_dot_product_attention(query[:, :, row : row + 1].double(), keys, values, enable_gqa=True)
-        assert torch.allclose(out[row].double(), expected[0, :, 0], atol=1e-5), run
+        assert torch.allclose(out[row].double(), expected[0, :, 0], rtol=torch.finfo(dtype).eps, atol=1e-5), run
         alone = ask(cache, [run], query[:, :, row : row + 1], value_size, window)
         assert torch.equal(alone[0], out[row])
 
