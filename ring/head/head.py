@@ -21,16 +21,19 @@ from ring.head.pace import Pace
 from ring.head.requests import Limits, Requests
 from ring.head.scheduler import Fresh, Microbatch, Scheduler
 from ring.head.spares import Spares
+from ring.head.streams import Stream
 from ring.head.tokenizer import Vocabulary
 from ring.wire import clients
 from ring.wire.clients import (
     Cancel,
     Drain,
+    FinishReason,
     Generate,
     LapHop,
     LapRun,
     StageStatus,
     Status,
+    Tokens,
     Watch,
 )
 from ring.wire.frames import Arrived
@@ -226,19 +229,27 @@ class Head:
         self.front.show_lap(message.microbatch, message.epoch, started, duration, hops, runs)
 
     def _give_out(self, fresh: list[Fresh], message: Sampled) -> None:
-        """Give each token to its stream."""
+        """Give each token to its stream. The next microbatch goes off before the clients are told: they can wait, stages
+        should not."""
         self.throughput.add(len(fresh), time.monotonic())
+        given: list[tuple[Stream, Tokens | None, FinishReason | None]] = []
         for sequence, token, row in fresh:
             stream = self.requests.streams.get(sequence.number)
-            if stream is None:  # an earlier token of this lap was its last
+            if stream is None or sequence.finished:  # an earlier token of this lap was its last
                 continue
-            if token is None:
-                self.requests.fail(stream, f"stage {self.info.stages - 1} failed: the logits are not finite")
-                continue
-            tokens, reason = stream.push(token)
-            if sequence.sampling.logprobs is not None:
+            tokens, reason = (None, None) if token is None else stream.push(token)
+            if tokens is not None and sequence.sampling.logprobs is not None:
                 tokens.logprobs = [self.requests.vocabulary.spell(message.logprobs[row])]
-            if not self.front.reply(stream.client, tokens):
+            if tokens is None or reason:
+                self.scheduler.remove(sequence)
+            given.append((stream, tokens, reason))
+        self._dispatch()
+        for stream, tokens, reason in given:
+            if stream.sequence.number not in self.requests.streams:  # its client is gone
+                continue
+            if tokens is None:
+                self.requests.fail(stream, f"stage {self.info.stages - 1} failed: the logits are not finite")
+            elif not self.front.reply(stream.client, tokens):
                 self.requests.drop(stream)
             elif reason:
                 self.requests.finish(stream, reason)

@@ -16,9 +16,11 @@ from ring.wire.messages import BLOCK
 
 WEIGHT = 0.2
 """Of the newest measurement in a running mean."""
-TRIAL = 6
+FIRST, TRIAL = 16, 6
+"""Laps before another number of microbatches is tried, and laps of a trial."""
 HYSTERESIS = 0.9
-PATIENCE = 64
+WINDOW = 64
+"""Laps after which older ones are forgotten."""
 CHUNKS = 6
 """A prompt in `CHUNKS` pieces for each stage after the first loses a seventh of the time to filling the pipeline."""
 SLOWDOWN = 1.4
@@ -29,16 +31,16 @@ SLOWDOWN = 1.4
 class Trials:
     """One number of decoding sequences, the ways to divide it, and the lap time that each has shown.
 
-    The first is taken for 64 laps, which most requests never last. Then each is tried for a few, and the first is kept
-    unless another was clearly faster; the others get another chance after 128 laps, 256 … The fastest lap of a trial
-    counts: what else the machine does only makes laps longer.
+    After some laps of the first, each is tried for a few, and the first is kept unless another was clearly faster; the
+    others get another chance after 128 laps, 256 … The fastest lap of a trial counts: what else the machine does only
+    makes laps longer.
     """
 
     ways: list[int]
     laps: dict[int, float] = field(default_factory=dict)
     current: int = 0
     seen: int = 0
-    patience: int = 2 * PATIENCE
+    patience: int = 2 * WINDOW
     tried: bool = False
 
     def __post_init__(self) -> None:
@@ -52,9 +54,9 @@ class Trials:
         passed = self.seen - 2 * groups  # until then the way before is still passing through the stages
         if passed < 1:
             return
-        fresh = passed == 1 or passed % PATIENCE == 0
+        fresh = passed == 1 or passed % WINDOW == 0
         self.laps[groups] = duration if fresh else min(self.laps[groups], duration)
-        if passed < (TRIAL if self.tried else PATIENCE):
+        if passed < (TRIAL if self.tried else FIRST):
             return
         self.tried = True
         if untried := [way for way in self.ways if way not in self.laps]:

@@ -33,7 +33,7 @@ LINE = 64
 ENTRY = "entry"
 
 
-class BrainType(ir.Type):
+class BrainType(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite does not name."""
 
     def _to_string(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ring.head.pace import Pace
+from ring.head.pace import FIRST, Pace
 from ring.wire.messages import BLOCK
 
 
@@ -50,8 +50,8 @@ def shared_machine(pace: Pace, contention: float, laps: int) -> list[int]:
 
 def test_where_stages_share_memory_fuller_microbatches_can_win() -> None:
     chosen = shared_machine(Pace(2, shared=True), 1.4, 2000)
-    assert chosen[:60] == [2] * 60
-    assert chosen[100:].count(1) > 0.9 * len(chosen[100:])
+    assert chosen[:FIRST] == [2] * FIRST
+    assert chosen[2 * FIRST :].count(1) > 0.9 * len(chosen[2 * FIRST :])
 
 
 def test_where_they_do_not_the_pipeline_stays_full() -> None:

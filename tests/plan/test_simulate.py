@@ -59,7 +59,7 @@ def test_a_narrow_link() -> None:
 def test_stages_on_one_computer_share_it() -> None:
     def lap(streams: int, at_once: float) -> float:
         stages = [fixed(0.02, host="box", at_once=at_once)] * 2
-        return median(simulate(stages, streams, prompt=1, new_tokens=40).round.gaps_s)
+        return median(simulate(stages, streams, prompt=1, new_tokens=8).round.gaps_s)
 
     assert lap(1, 1.0) == pytest.approx(0.04), "one stream is in one place at a time"
     assert lap(2, 2.0) == pytest.approx(0.04), "two cores, two stages"
@@ -146,7 +146,7 @@ def test_real_rings_do_what_simulated_ones_do(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     monkeypatch.setenv("RING_CACHE", str(tmp_path_factory.getbasetemp() / "simulated"))
-    stages = [fixed(step / 1e3, delay_ms / 1e3) for step in steps_ms]
+    stages = [fixed(step / 1e3, delay_ms / 1e3, "box", len(steps_ms)) for step in steps_ms]
     for streams, real in zip(loads, real_rounds(steps_ms, delay_ms, loads, 12), strict=True):
         expected = simulate(stages, streams, 4, 12)
         assert real.wall_s == pytest.approx(expected.round.wall_s, rel=0.25)
