@@ -7,7 +7,7 @@ and each is summed up from the first key to the last, so that a token's result d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -16,27 +16,32 @@ from llvmlite import ir
 from ring.stage.compiler import (
     FLOAT,
     INT,
-    LANES,
-    LINE,
     LONG,
     POINTER,
-    VECTOR,
-    WHOLE,
     Kernel,
     address,
     compile_kernel,
     counting,
-    fetch,
-    has_pairs,
     internal,
+    new_module,
+    scratch,
+    smaller,
+)
+from ring.stage.vectors import (
+    FOLDED,
+    LANES,
+    LINE,
+    VECTOR,
+    exponential,
+    fetch,
+    fold,
+    fold_together,
+    has_pairs,
     multiply_add,
     multiply_pairs,
-    new_module,
     read,
     read_pairs,
     registers,
-    scratch,
-    smaller,
     spread,
     write,
 )
@@ -46,12 +51,10 @@ BLOCK = 32
 FIELDS = 6
 """Numbers that describe one token: where its slot's keys and values lie, how many tokens the slot has room for, the first
 position attended to, their number, and the token's row."""
-REGISTERS = 4
-"""Vectors that are summed up at once."""
+REGISTERS = FOLDED
+"""Sums of a step that are folded at once: of a query with some keys, or of several with one."""
 AHEAD = 4096
 """Bytes of keys, or values, that the memory is asked for in advance."""
-MAGIC = 1.5 * 2**23
-"""Added to a small float32, it leaves the nearest whole number in the lowest bits."""
 
 
 @cache
@@ -195,62 +198,6 @@ def write_softmax(module: ir.Module) -> ir.Function:
         write(b, torch.float32, b.fmul(read(b, torch.float32, place), share), place)
     b.ret_void()
     return function
-
-
-def fold(b: ir.IRBuilder, numbers: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
-    """All lanes combined into one number, halves first."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        nothing = ir.VectorType(FLOAT, 2 * width)(ir.Undefined)
-        half = ir.VectorType(INT, width)
-        low, high = half(list(range(width))), half(list(range(width, 2 * width)))
-        numbers = combine(b.shuffle_vector(numbers, nothing, low), b.shuffle_vector(numbers, nothing, high))
-    return b.extract_element(numbers, INT(0))
-
-
-def fold_together(b: ir.IRBuilder, sums: list[ir.Value]) -> ir.Value:
-    """REGISTERS vectors, or fewer, each folded into one number in the same way, whatever the others are."""
-    zero = VECTOR([0.0] * LANES)
-    parts = [sums[lane] if lane < len(sums) else zero for lane in range(REGISTERS)]
-    width = LANES
-    while width > 1:
-        width //= 2
-        if len(parts) > 1:
-            parts = [join_halves(b, one, other, width) for one, other in zip(parts[::2], parts[1::2], strict=True)]
-        else:
-            parts = [join_halves(b, parts[0], None, width)]
-    return parts[0]
-
-
-def join_halves(b: ir.IRBuilder, one: ir.Value, other: ir.Value | None, width: int) -> ir.Value:
-    """The vectors of 2 * `width` numbers that one value, or two, consist of, each with its halves added."""
-    total = one.type.count * (1 if other is None else 2)
-    lows = [at for at in range(total) if at % (2 * width) < width]
-    highs = [at + width for at in lows]
-    mask = ir.VectorType(INT, total // 2)
-    second = one.type(ir.Undefined) if other is None else other
-    return b.fadd(b.shuffle_vector(one, second, mask(lows)), b.shuffle_vector(one, second, mask(highs)))
-
-
-def exponential(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """exp(x) for x <= 0, to two units in the last place: 2^n e^r with |r| <= ln 2 / 2, after Cephes' `expf`. NaN stays NaN."""
-
-    def every(number: float) -> ir.Constant:
-        return VECTOR([number] * LANES)
-
-    low = every(-87.0)  # e^-87 is the smallest that is no subnormal number
-    x = b.select(b.fcmp_ordered("<", x, low), low, x)
-    shifted = multiply_add(b, x, every(1.4426950408889634), every(MAGIC))  # its last bits are n, rounded
-    n = b.fsub(shifted, every(MAGIC))
-    r = multiply_add(b, n, every(-0.693359375), x)
-    r = multiply_add(b, n, every(2.12194440e-4), r)
-    sums = every(1.9875691500e-4)
-    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        sums = multiply_add(b, sums, r, every(factor))
-    sums = b.fadd(multiply_add(b, b.fmul(r, r), sums, r), every(1.0))
-    power = b.shl(b.add(b.bitcast(shifted, WHOLE), WHOLE([127] * LANES)), WHOLE([23] * LANES))
-    return b.fmul(sums, b.bitcast(power, VECTOR))
 
 
 def write_sums(module: ir.Module, dtype: torch.dtype, value_size: int, groups: int) -> ir.Function:

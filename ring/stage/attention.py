@@ -17,8 +17,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ring.stage.attend import attend
-from ring.stage.compiler import LANES, can_compile
+from ring.stage.compiler import can_compile
 from ring.stage.kv import KVCache
+from ring.stage.vectors import LANES
 
 
 def ring_attention(

@@ -18,30 +18,7 @@ from llvmlite import ir
 
 FLOAT, INT, LONG, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
 BYTE, POINTER = ir.IntType(8), ir.PointerType()
-LANES = 16
-"""Numbers that are worked on together: two registers of AVX2, one of AVX-512, four of NEON."""
-VECTOR, WHOLE = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
-STORED: dict[torch.dtype, ir.Type] = {
-    torch.float32: FLOAT,
-    torch.bfloat16: ir.IntType(16),
-    torch.float16: ir.HalfType(),
-    torch.int8: BYTE,
-}
-"""How numbers lie in memory."""
-LINE = 64
-"""Bytes that the memory gives at a time."""
 ENTRY = "entry"
-
-
-class BrainType(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite does not name."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-
-PAIRS = ir.VectorType(BrainType(), 2 * LANES)
-"""Two bfloat16 for each of LANES numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +48,6 @@ def can_compile(device: torch.device) -> bool:
 def features() -> dict[str, bool]:
     """What this CPU can do beyond the least of its kind, by LLVM's names."""
     return dict(llvm.get_host_cpu_features())
-
-
-def registers() -> int:
-    """How many vectors of LANES float32 this CPU's registers hold."""
-    return 32 if features().get("avx512f") else 8  # 16 of AVX2 hold half a vector each, 32 of NEON a quarter
-
-
-def has_pairs() -> bool:
-    """Whether this CPU multiplies pairs of bfloat16 and adds the products to float32."""
-    return bool(features().get("avx512bf16") and features().get("avx512f"))
 
 
 def new_module() -> ir.Module:
@@ -187,62 +154,3 @@ def address(b: ir.IRBuilder, base: ir.Value, index: ir.Value, size: int = 4) -> 
     """Where number `index` lies that takes `size` bytes, from `base` on: a pointer, or its address."""
     pointer = b.inttoptr(base, POINTER) if base.type == LONG else base
     return b.gep(pointer, [b.mul(index, LONG(size))], source_etype=BYTE)
-
-
-def read(b: ir.IRBuilder, dtype: torch.dtype, place: ir.Value) -> ir.Value:
-    """LANES numbers of any dtype as float32, exactly."""
-    numbers = b.load(place, align=dtype.itemsize, typ=ir.VectorType(STORED[dtype], LANES))
-    if dtype == torch.float32:
-        return numbers
-    if dtype == torch.float16:
-        return b.fpext(numbers, VECTOR)
-    if dtype == torch.int8:
-        return b.sitofp(b.sext(numbers, WHOLE), VECTOR)
-    return b.bitcast(b.shl(b.zext(numbers, WHOLE), WHOLE([16] * LANES)), VECTOR)  # bfloat16 is the upper half of a float32
-
-
-def read_pairs(b: ir.IRBuilder, dtype: torch.dtype, place: ir.Value) -> ir.Value:
-    """LANES pairs of bfloat16 or int8 as bfloat16, exactly."""
-    if dtype == torch.bfloat16:
-        return b.load(place, align=2, typ=PAIRS)
-    low, high = read(b, dtype, place), read(b, dtype, address(b, place, LONG(LANES), 1))
-    pack = declare(b.module, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", PAIRS, [VECTOR] * 2)
-    return b.call(pack, [high, low])
-
-
-def write(b: ir.IRBuilder, dtype: torch.dtype, numbers: ir.Value, place: ir.Value) -> None:
-    """Store LANES float32 as numbers of a float dtype, the nearest ones, of two as near the even one."""
-    if dtype == torch.float16:
-        numbers = b.fptrunc(numbers, ir.VectorType(STORED[dtype], LANES))
-    elif dtype == torch.bfloat16:
-        bits = b.bitcast(numbers, WHOLE)
-        upper = b.lshr(bits, WHOLE([16] * LANES))
-        half = b.add(b.and_(upper, WHOLE([1] * LANES)), WHOLE([0x7FFF] * LANES))
-        rounded = b.lshr(b.add(bits, half), WHOLE([16] * LANES))
-        is_nan = b.fcmp_unordered("uno", numbers, numbers)
-        kept = b.select(is_nan, b.or_(upper, WHOLE([0x40] * LANES)), rounded)
-        numbers = b.trunc(kept, ir.VectorType(STORED[dtype], LANES))
-    b.store(numbers, place, align=dtype.itemsize)
-
-
-def spread(b: ir.IRBuilder, number: ir.Value) -> ir.Value:
-    """One number of 32 bits in all lanes."""
-    lanes = ir.VectorType(number.type, LANES)
-    one = b.insert_element(lanes(ir.Undefined), number, INT(0))
-    return b.shuffle_vector(one, lanes(ir.Undefined), WHOLE([0] * LANES))
-
-
-def multiply_add(b: ir.IRBuilder, one: ir.Value, other: ir.Value, sums: ir.Value) -> ir.Value:
-    """one * other + sums, rounded once."""
-    return b.call(declare(b.module, f"llvm.fma.v{LANES}f32", VECTOR, [VECTOR] * 3), [one, other, sums])
-
-
-def multiply_pairs(b: ir.IRBuilder, one: ir.Value, other: ir.Value, sums: ir.Value) -> ir.Value:
-    """Both products of each pair of bfloat16, added to a float32."""
-    dot = declare(b.module, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, [VECTOR, PAIRS, PAIRS])
-    return b.call(dot, [sums, b.bitcast(one, PAIRS), other])
-
-
-def fetch(b: ir.IRBuilder, place: ir.Value) -> None:
-    """Ask the memory for the line at some address. Nothing happens if there is no such address."""
-    b.call(declare(b.module, "llvm.prefetch.p0", VOID, [POINTER, INT, INT, INT]), [place, INT(0), INT(2), INT(1)])

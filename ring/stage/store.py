@@ -10,8 +10,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from ring.stage.compiler import LONG, VOID, Kernel, address, compile_kernel, counting, declare, internal, new_module
-from ring.stage.compiler import POINTER as PLACE
+from ring.stage.compiler import LONG, POINTER, VOID, Kernel, address, compile_kernel, counting, declare, internal, new_module
 from ring.wire.messages import Run
 
 FIELDS = 6
@@ -42,7 +41,7 @@ def store(key_bytes: int, value_bytes: int) -> Kernel:
     module = new_module()
     function = internal(module, "store", [LONG] * 10)
     runs, keys, values, key_head, key_row, value_head, value_row, heads, first, end = function.args
-    copy = declare(module, "llvm.memcpy.p0.p0.i64", VOID, [PLACE, PLACE, LONG, ir.IntType(1)])
+    copy = declare(module, "llvm.memcpy.p0.p0.i64", VOID, [POINTER, POINTER, LONG, ir.IntType(1)])
     b = ir.IRBuilder(function.append_basic_block())
     with counting(b, first, end, LONG(1)) as item:
         entry = address(b, runs, b.mul(b.sdiv(item, heads), LONG(FIELDS)), 8)

@@ -19,9 +19,11 @@ def write(cache: KVCache, runs: list[Run]) -> None:
     cache.commit()
 
 
-@pytest.fixture
-def cache() -> KVCache:
-    return KVCache(first_layer=3, layers=2, device=torch.device("cpu"))
+@pytest.fixture(params=[True, False], ids=["kernel", "torch"])
+def cache(request: pytest.FixtureRequest) -> KVCache:
+    cache = KVCache(first_layer=3, layers=2, device=torch.device("cpu"))
+    cache.compiled = cache.compiled and request.param
+    return cache
 
 
 def test_runs_of_several_slots_land_in_their_own(cache: KVCache) -> None:
@@ -71,3 +73,24 @@ def test_release_frees_and_ignores_what_is_unknown(cache: KVCache) -> None:
 def test_the_mask_is_causal_and_windowed(cache: KVCache) -> None:
     assert cache.mask(4, 2, 0, None).int().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
     assert cache.mask(4, 2, 2, 3).int().tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_stores_what_torch_does(dtype: torch.dtype) -> None:
+    """Keys and values of different sizes, as slices of wider rows, and with their last dimension strided too."""
+    torch.manual_seed(0)
+    runs = [Run(0, 0, 3, 8), Run(5, 0, 1, 4), Run(2, 0, 40, 50)]
+    caches = [KVCache(0, 2, torch.device("cpu")) for _ in range(2)]
+    caches[1].compiled = False
+    rows = torch.randn(1, 44, 3, 40).to(dtype)
+    states = [rows[..., :24].transpose(1, 2), rows[..., 24:].transpose(1, 2)]
+    strided = [torch.randn(1, 3, size, 44).to(dtype).transpose(2, 3) for size in (24, 16)]
+    for cache in caches:
+        cache.begin(runs)
+        for layer, (keys, values) in enumerate((states, strided)):
+            cache.update(keys, values, layer)
+        cache.commit()
+    for run in runs:
+        for layer in range(2):
+            ours, theirs = (cache.slots[run.slot].read(layer, 0, run.count) for cache in caches)
+            assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
