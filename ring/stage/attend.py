@@ -26,6 +26,7 @@ from ring.stage.compiler import (
     new_module,
     scratch,
     smaller,
+    table_row,
 )
 from ring.stage.vectors import (
     FOLDED,
@@ -91,10 +92,7 @@ def write_attend(
     queries, results = scratch(b, groups * head_size), scratch(b, groups * value_size)
     with counting(b, first, end, LONG(1)) as item:
         token, head = b.sdiv(item, kv_heads), b.srem(item, kv_heads)
-        entry = address(b, tokens, b.mul(token, LONG(FIELDS)), 8)
-        keys, values, reserve, start, count, row = (
-            b.load(address(b, entry, LONG(field), 8), typ=LONG) for field in range(FIELDS)
-        )
+        keys, values, reserve, start, count, row = table_row(b, tokens, token, FIELDS)
         place = b.add(b.mul(head, reserve), start)
         keys = address(b, keys, b.mul(place, LONG(head_size)), size)
         values = address(b, values, b.mul(place, LONG(value_size)), size)
@@ -141,8 +139,11 @@ def write_scores(module: ir.Module, dtype: torch.dtype, head_size: int, groups: 
     function = internal(module, "scores", [POINTER, POINTER, POINTER, LONG, LONG])
     queries, keys, scores, room, count = function.args
     b = ir.IRBuilder(function.append_basic_block())
-    pairs, size = in_pairs(dtype, head_size), dtype.itemsize
-    width = 2 * LANES if pairs else LANES
+    size = dtype.itemsize
+    if in_pairs(dtype, head_size):
+        take, multiply, width, held = read_pairs, multiply_pairs, 2 * LANES, dtype
+    else:
+        take, multiply, width, held = read, multiply_add, LANES, torch.float32  # what `copy_queries` made of the queries
     ahead = LONG(AHEAD // (head_size * size))
     for heads in batched(range(groups), REGISTERS):
         most = REGISTERS // len(heads)  # keys at once, so that all sums are folded together
@@ -157,16 +158,11 @@ def write_scores(module: ir.Module, dtype: torch.dtype, head_size: int, groups: 
                         fetch_row(b, keys, b.add(row, ahead), head_size * size)
                 sums: dict[tuple[int, int], ir.Value] = dict.fromkeys(cells, VECTOR([0.0] * LANES))
                 for at in range(0, head_size, width):
-                    take = read_pairs if pairs else read
                     parts = [take(b, dtype, address(b, place, LONG(at), size)) for place in places]
                     for head, turn in cells:
-                        if pairs:
-                            place = address(b, address(b, queries, LONG(head * head_size)), LONG(at), size)
-                            sums[head, turn] = multiply_pairs(b, read_pairs(b, dtype, place), parts[turn], sums[head, turn])
-                        else:
-                            place = address(b, queries, LONG(head * head_size + at))
-                            number = read(b, torch.float32, place)
-                            sums[head, turn] = multiply_add(b, number, parts[turn], sums[head, turn])
+                        query = address(b, queries, LONG(head * head_size))
+                        numbers = take(b, held, address(b, query, LONG(at), held.itemsize))
+                        sums[head, turn] = multiply(b, numbers, parts[turn], sums[head, turn])
                 folded = b.fmul(fold_together(b, list(sums.values())), ir.VectorType(FLOAT, REGISTERS)([scale] * REGISTERS))
                 for lane, (head, turn) in enumerate(cells):
                     place = address(b, scores, b.add(b.mul(LONG(head), room), rows[turn]))

@@ -154,3 +154,9 @@ def address(b: ir.IRBuilder, base: ir.Value, index: ir.Value, size: int = 4) -> 
     """Where number `index` lies that takes `size` bytes, from `base` on: a pointer, or its address."""
     pointer = b.inttoptr(base, POINTER) if base.type == LONG else base
     return b.gep(pointer, [b.mul(index, LONG(size))], source_etype=BYTE)
+
+
+def table_row(b: ir.IRBuilder, table: ir.Value, row: ir.Value, fields: int) -> list[ir.Value]:
+    """The 64-bit numbers of a row of a table that has so many in each."""
+    first = b.mul(row, LONG(fields))
+    return [b.load(address(b, table, b.add(first, LONG(field)), 8), typ=LONG) for field in range(fields)]

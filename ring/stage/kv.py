@@ -71,7 +71,6 @@ class KVCache(Cache):
         self.layer_count = layers
         self.slots: dict[int, Slot] = {}
         self.packed: list[tuple[Slot, Run]] = []
-        self.counts: list[int] = []
         self.pieces: list[tuple[Slot, int, int, int]] = []  # slot, first position, tokens, first row of the microbatch
         self.blocks: list[tuple[Slot, int, int, int]] = []  # those of several tokens
         self.singles: list[tuple[Slot, int, int]] = []  # the rest: slot, position, row
@@ -106,7 +105,6 @@ class KVCache(Cache):
                 self.slots[run.slot] = Slot(self.layer_count, run.reserve)
         self.packed = [(self.slots[run.slot], run) for run in runs]
         self._masks.clear()  # those of a forward pass that failed
-        self.counts = [run.count for run in runs]
         self.pieces, row = [], 0
         for slot, run in self.packed:
             for start, count in run.pieces:
@@ -131,7 +129,8 @@ class KVCache(Cache):
         places = []
         for slot, run in self.packed:
             places += [states[:, run.start : run.start + run.count] for states in slot.whole(layer)]
-        fresh = zip(torch.split(key_states[0], self.counts, 1), torch.split(value_states[0], self.counts, 1), strict=True)
+        counts = [run.count for _, run in self.packed]
+        fresh = zip(torch.split(key_states[0], counts, 1), torch.split(value_states[0], counts, 1), strict=True)
         torch._foreach_copy_(places, [tensor for pair in fresh for tensor in pair])
         return key_states, value_states
 

@@ -10,7 +10,19 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from ring.stage.compiler import LONG, POINTER, VOID, Kernel, address, compile_kernel, counting, declare, internal, new_module
+from ring.stage.compiler import (
+    LONG,
+    POINTER,
+    VOID,
+    Kernel,
+    address,
+    compile_kernel,
+    counting,
+    declare,
+    internal,
+    new_module,
+    table_row,
+)
 from ring.wire.messages import Run
 
 FIELDS = 6
@@ -44,11 +56,8 @@ def store(key_bytes: int, value_bytes: int) -> Kernel:
     copy = declare(module, "llvm.memcpy.p0.p0.i64", VOID, [POINTER, POINTER, LONG, ir.IntType(1)])
     b = ir.IRBuilder(function.append_basic_block())
     with counting(b, first, end, LONG(1)) as item:
-        entry = address(b, runs, b.mul(b.sdiv(item, heads), LONG(FIELDS)), 8)
         head = b.srem(item, heads)
-        to_keys, to_values, reserve, start, count, row = (
-            b.load(address(b, entry, LONG(field), 8), typ=LONG) for field in range(FIELDS)
-        )
+        to_keys, to_values, reserve, start, count, row = table_row(b, runs, b.sdiv(item, heads), FIELDS)
         place = b.add(b.mul(head, reserve), start)
         with counting(b, LONG(0), count, LONG(1)) as at:
             to, at_row = b.add(place, at), b.add(row, at)

@@ -103,7 +103,8 @@ def multiply_pairs(b: ir.IRBuilder, one: ir.Value, other: ir.Value, sums: ir.Val
 
 
 def fetch(b: ir.IRBuilder, place: ir.Value) -> None:
-    """Ask the memory for the line at some address. Nothing happens if there is no such address."""
+    """Ask the memory for the line at some address, into the second-level cache: in the first it would drive out what is being
+    worked on. Nothing happens if there is no such address."""
     b.call(declare(b.module, "llvm.prefetch.p0", VOID, [POINTER, INT, INT, INT]), [place, INT(0), INT(2), INT(1)])
 
 
