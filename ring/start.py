@@ -158,7 +158,7 @@ def _run_later(
         cleanup.callback(outbox.close)
         stage, info = _load(options, say)
         inbox.start()
-        loop = StageLoop(stage, info, inbox.arrivals, outbox, inbox.receiver, say, options.spare)
+        loop = StageLoop(stage, info, inbox, outbox, inbox.receiver, say, options.spare)
         if options.spare:
             say(f"a spare for stage {info.stage}: waiting until it is needed")
         Watchdog(loop, options.watchdog, say).start()

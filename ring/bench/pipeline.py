@@ -69,6 +69,7 @@ async def _throughput(
 
     async with RingClient(ring.clients) as client:
         idle = await idle_cpu(ring, idle_s)
+        await run_round(client, prompts[:1], 4)  # shows the head that stages are no faster when one works alone
         watcher = asyncio.create_task(watch(client))
         await run_round(client, prompts, new_tokens)
         watcher.cancel()

@@ -33,7 +33,8 @@ class Trials:
 
     After some laps of the first, each is tried for a few, and the first is kept unless another was clearly faster; the
     others get another chance after 128 laps, 256 … The fastest lap of a trial counts: what else the machine does only
-    makes laps longer.
+    makes laps longer. None is tried while a microbatch that is alone in the ring is hardly faster: the stages don't
+    slow each other.
     """
 
     ways: list[int]
@@ -46,8 +47,8 @@ class Trials:
     def __post_init__(self) -> None:
         self.current = self.ways[0]
 
-    def observe(self, groups: int, duration: float) -> None:
-        """A lap of a microbatch that was formed as one of `groups`."""
+    def observe(self, groups: int, duration: float, alone: float) -> None:
+        """A lap of a microbatch that was formed as one of `groups`; alone, with fewer tokens, it has taken `alone` seconds."""
         if groups != self.current:
             return
         self.seen += 1
@@ -57,6 +58,8 @@ class Trials:
         fresh = passed == 1 or passed % WINDOW == 0
         self.laps[groups] = duration if fresh else min(self.laps[groups], duration)
         if passed < (TRIAL if self.tried else FIRST):
+            return
+        if self.current == self.ways[0] and alone > HYSTERESIS * self.laps[self.current]:
             return
         self.tried = True
         if untried := [way for way in self.ways if way not in self.laps]:
@@ -88,6 +91,7 @@ class Pace:
         self._ratio = float(stages)
         self._step: float | None = None
         self._token: float | None = None
+        self._alone = 0.0
         self._trials: dict[tuple[int, int], Trials] = {}
 
     def observe(
@@ -111,8 +115,10 @@ class Pace:
             self._token = each if self._token is None else min(each, self._token * 1.005)
         else:
             self._step = slowest if self._step is None else self._step + WEIGHT * (slowest - self._step)
+            if groups == 1:
+                self._alone = min(self._alone or duration, duration)
             if trials := self._trials.get(self._key(decoding)):
-                trials.observe(groups, duration)
+                trials.observe(groups, duration, self._alone)
 
     @property
     def depth(self) -> int:

@@ -60,6 +60,15 @@ def test_where_they_do_not_the_pipeline_stays_full() -> None:
     assert set(shared_machine(Pace(2), 1.4, 200)) == {2}
 
 
+def test_none_is_tried_where_one_that_is_alone_is_no_faster() -> None:
+    pace = Pace(2, shared=True)
+    pace.observe(1, 1, 1, False, 0.039, [0.019, 0.019], 0.001)
+    assert set(shared_machine(pace, 1.0, 2000)) == {2}
+    pace = Pace(2, shared=True)
+    pace.observe(1, 1, 1, False, 0.031, [0.015, 0.015], 0.001)
+    assert 1 in shared_machine(pace, 1.4, 2000)
+
+
 def test_chunks_share_a_prompt_among_the_stages() -> None:
     assert Pace(1).chunk(1024, 0, 128) == 128
     assert Pace(4).chunk(1024, 0, 128) == BLOCK
