@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.activations import NewGELUActivation
 
 from ring.stage import attention
+from ring.stage.fuse import fuse
 from ring.stage.kv import KVCache
 from ring.stage.linear import Pack, PackedLinear, Product, choose_pack, pack_panels
 from ring.wire.messages import Run
@@ -104,7 +104,7 @@ class StageModel:
         if not self.manifest.is_last:
             layers[-1].register_forward_hook(self._leave)
         self.model.requires_grad_(False)
-        fuse_activations(self.model)
+        fuse(self.model, self.device)
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
@@ -234,10 +234,3 @@ def pack_quantized(model: PreTrainedModel, name: str, stored: Tensor, dtype: tor
     else:
         weight, scale = dequantize(stored)
         set_tensor(model, name, (weight * scale[:, None]).to(dtype).to(device))
-
-
-def fuse_activations(model: nn.Module) -> None:
-    """Use torch's one kernel for the tanh form of GELU, which transformers writes out in six."""
-    for path, module in list(model.named_modules()):
-        if type(module) is NewGELUActivation:
-            model.set_submodule(path, nn.GELU(approximate="tanh"))

@@ -50,7 +50,11 @@ def has_pairs() -> bool:
 
 def read(b: ir.IRBuilder, dtype: torch.dtype, place: ir.Value) -> ir.Value:
     """LANES numbers of any dtype as float32, exactly."""
-    numbers = b.load(place, align=dtype.itemsize, typ=ir.VectorType(STORED[dtype], LANES))
+    return widen(b, dtype, b.load(place, align=dtype.itemsize, typ=ir.VectorType(STORED[dtype], LANES)))
+
+
+def widen(b: ir.IRBuilder, dtype: torch.dtype, numbers: ir.Value) -> ir.Value:
+    """Numbers as they lie in memory as float32."""
     if dtype == torch.float32:
         return numbers
     if dtype == torch.float16:
@@ -70,18 +74,28 @@ def read_pairs(b: ir.IRBuilder, dtype: torch.dtype, place: ir.Value) -> ir.Value
 
 
 def write(b: ir.IRBuilder, dtype: torch.dtype, numbers: ir.Value, place: ir.Value) -> None:
-    """Store LANES float32 as numbers of a float dtype, the nearest ones, of two as near the even one."""
+    """Store LANES float32 as numbers of a float dtype."""
+    b.store(narrow(b, dtype, numbers), place, align=dtype.itemsize)
+
+
+def narrow(b: ir.IRBuilder, dtype: torch.dtype, numbers: ir.Value) -> ir.Value:
+    """Float32 as numbers of a float dtype lie in memory: the nearest ones, of two as near the even one."""
+    if dtype == torch.float32:
+        return numbers
     if dtype == torch.float16:
-        numbers = b.fptrunc(numbers, ir.VectorType(STORED[dtype], LANES))
-    elif dtype == torch.bfloat16:
-        bits = b.bitcast(numbers, WHOLE)
-        upper = b.lshr(bits, WHOLE([16] * LANES))
-        half = b.add(b.and_(upper, WHOLE([1] * LANES)), WHOLE([0x7FFF] * LANES))
-        rounded = b.lshr(b.add(bits, half), WHOLE([16] * LANES))
-        is_nan = b.fcmp_unordered("uno", numbers, numbers)
-        kept = b.select(is_nan, b.or_(upper, WHOLE([0x40] * LANES)), rounded)
-        numbers = b.trunc(kept, ir.VectorType(STORED[dtype], LANES))
-    b.store(numbers, place, align=dtype.itemsize)
+        return b.fptrunc(numbers, ir.VectorType(STORED[dtype], LANES))
+    bits = b.bitcast(numbers, WHOLE)
+    upper = b.lshr(bits, WHOLE([16] * LANES))
+    half = b.add(b.and_(upper, WHOLE([1] * LANES)), WHOLE([0x7FFF] * LANES))
+    rounded = b.lshr(b.add(bits, half), WHOLE([16] * LANES))
+    is_nan = b.fcmp_unordered("uno", numbers, numbers)
+    kept = b.select(is_nan, b.or_(upper, WHOLE([0x40] * LANES)), rounded)
+    return b.trunc(kept, ir.VectorType(STORED[dtype], LANES))
+
+
+def round_to(b: ir.IRBuilder, dtype: torch.dtype, numbers: ir.Value) -> ir.Value:
+    """Float32 rounded to what a float dtype can hold."""
+    return widen(b, dtype, narrow(b, dtype, numbers))
 
 
 def spread(b: ir.IRBuilder, number: ir.Value) -> ir.Value:
