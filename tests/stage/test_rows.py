@@ -28,8 +28,8 @@ pytestmark = pytest.mark.skipif(not can_compile(CPU), reason="no kernels on this
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    """Equal but for roundings: a bit of the dtype, now and then two."""
-    torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(ours.dtype).eps, atol=torch.finfo(ours.dtype).eps / 4)
+    """Equal but for a few roundings."""
+    torch.testing.assert_close(ours, theirs, rtol=4 * torch.finfo(ours.dtype).eps, atol=torch.finfo(ours.dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
