@@ -139,7 +139,7 @@ class LongPrompts:
 
 def long_prompts(stages: int, step_ms: float, prompt: int, say: Callable[[str], None]) -> LongPrompts:
     """A whole model that takes `stages * step_ms` a step, cut into `stages`."""
-    token_ms = step_ms / 32  # a microbatch of 32 tokens takes as long as one of a single token, as on a real CPU
+    token_ms = step_ms / 8  # a microbatch of 8 tokens takes as long as one of a single token, as on a real CPU (docs/study.md)
     folder = shards(checkpoint(SHAPE, "float32"), stages, "float32", say)
     with BenchRing(folder, stages, NODE_OPTIONS, [step_ms] * stages, token_ms) as ring:
         return asyncio.run(_long_prompts(ring, stages, step_ms, token_ms, prompt))

@@ -21,8 +21,8 @@ FIRST, TRIAL = 16, 6
 HYSTERESIS = 0.9
 WINDOW = 64
 """Laps after which older ones are forgotten."""
-CHUNKS = 6
-"""A prompt in `CHUNKS` pieces for each stage after the first loses a seventh of the time to filling the pipeline."""
+CHUNKS = 10
+"""A prompt in `CHUNKS` pieces for each stage after the first loses an eleventh of the time to filling the pipeline."""
 SLOWDOWN = 1.4
 """How much longer than a decode step a microbatch may take that carries a running stream beside a prompt."""
 
@@ -142,13 +142,13 @@ class Pace:
     def chunk(self, pending: int, decoding: int, budget: int) -> int:
         """Most tokens of a microbatch, with `pending` tokens of prompts to prefill.
 
-        Beside running streams, so many that they hardly notice; else enough pieces that all stages share a prompt. Whole
-        blocks: fewer tokens than in one hardly take less time.
+        Beside running streams, so many that they hardly notice; else enough pieces that all stages share a prompt, but not
+        so few tokens in one that they take no less time than more would.
         """
+        least = 2.0 * BLOCK if self._step is None or self._token is None else self._step / self._token
         if decoding:
-            if self._step is None or self._token is None:
-                return min(budget, 2 * BLOCK)
-            return min(budget, max(int(SLOWDOWN * self._step / self._token), BLOCK))
+            return min(budget, max(int(SLOWDOWN * least), BLOCK))
         if self.depth == 1:
             return budget
-        return min(budget, BLOCK * max(1, pending // (CHUNKS * (self.depth - 1) * BLOCK)))
+        share = max(least, pending / (CHUNKS * (self.depth - 1)))
+        return min(budget, BLOCK * max(1, round(share / BLOCK)))

@@ -1,8 +1,12 @@
-"""Attention of single tokens over the KV cache, as fast as the memory gives keys and values.
+"""Attention over the KV cache, as fast as the memory gives keys and values.
 
 For each token and each KV head it reads the keys once and the values once, in the dtype in which they are stored, for
 all the query heads that share them: nothing is copied, widened in memory or repeated. Scores, softmax and sums are float32,
-and each is summed up from the first key to the last, so that a token's result depends on nothing but its sequence.
+and each is summed up from the first key to the last, so that a token's result depends on nothing but its sequence: not on
+the chunk in which a prompt's token came, nor on whether it was decoded, checked as a guess or replayed.
+
+The tokens of a chunk share most of their keys. So one head is done with all of them before the next one's turn: its keys
+and values stay in the second-level cache.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from ring.stage.compiler import (
     address,
     compile_kernel,
     counting,
+    declare,
     internal,
     new_module,
     scratch,
@@ -49,9 +54,9 @@ from ring.stage.vectors import (
 
 BLOCK = 32
 """Keys, or values, that all query heads of a KV head work on while they are in the first-level cache."""
-FIELDS = 6
-"""Numbers that describe one token: where its slot's keys and values lie, how many tokens the slot has room for, the first
-position attended to, their number, and the token's row."""
+PLACE, TOKEN = 3, 3
+"""Numbers that describe a run: where its slot's keys and values lie, and how many tokens the slot has room for. And a token:
+its run, the first position that it attends to, and how many there are. Its row is its place among the tokens."""
 REGISTERS = FOLDED
 """Sums of a step that are folded at once: of a query with some keys, or of several with one."""
 AHEAD = 4096
@@ -59,21 +64,27 @@ AHEAD = 4096
 
 
 @cache
-def attend(dtype: torch.dtype, head_size: int, value_size: int, groups: int, scale: float) -> Kernel:
+def attend(
+    dtype: torch.dtype, head_size: int, value_size: int, groups: int, scale: float, cap: float | None, sinks: bool
+) -> Kernel:
     """The kernel for a cache of this dtype whose KV heads are each shared by `groups` query heads:
-    `call(tokens, q, stride of heads, stride of rows, out, scores, room, KV heads, items, threads)`.
+    `call(runs, tokens, q, stride of heads, stride of rows, out, scores, room, sinks, rows, KV heads, items, threads)`.
 
-    `tokens` is the address of int64 (tokens, FIELDS); `q` of queries of the same dtype, whose strides are in numbers; `out`
-    of results (rows, heads, value size) of it; `scores` of float32 (items, groups, room), with `room` for the longest
-    attention and LANES numbers more. Items are tokens x KV heads.
+    With `cap`, scores are bent to stay between -cap and cap, by the hyperbolic tangent (Gemma 2). With `sinks`, each head
+    has a score of its own that takes its share of the attention and adds nothing (GPT-OSS).
+
+    `runs` is the address of int64 (runs, PLACE), `tokens` of int64 (rows, TOKEN); `q` of queries of the same dtype, whose
+    strides are in numbers; `out` of results (rows, heads, value size) of it; `scores` of float32 (items, groups, room),
+    of which every thread uses its first item's, with `room` for the longest attention and LANES numbers more; `sinks` of
+    float32 (heads). Items are KV heads x rows.
     """
     module = new_module()
     parts = {
         "scores": write_scores(module, dtype, head_size, groups, scale),
-        "softmax": write_softmax(module),
+        "softmax": write_softmax(module, cap, sinks),
         "sums": write_sums(module, dtype, value_size, groups),
     }
-    return compile_kernel(module, write_attend(module, dtype, head_size, value_size, groups, parts))
+    return compile_kernel(module, write_attend(module, dtype, head_size, value_size, groups, sinks, parts))
 
 
 def in_pairs(dtype: torch.dtype, head_size: int) -> bool:
@@ -82,21 +93,28 @@ def in_pairs(dtype: torch.dtype, head_size: int) -> bool:
 
 
 def write_attend(
-    module: ir.Module, dtype: torch.dtype, head_size: int, value_size: int, groups: int, parts: dict[str, ir.Function]
+    module: ir.Module,
+    dtype: torch.dtype,
+    head_size: int,
+    value_size: int,
+    groups: int,
+    with_sinks: bool,
+    parts: dict[str, ir.Function],
 ) -> ir.Function:
-    """`attend(tokens, q, stride of heads, stride of rows, out, scores, room, KV heads, first item, end)`."""
+    """`attend(runs, tokens, q, stride of heads, stride of rows, out, scores, room, sinks, rows, KV heads, first, end)`."""
     size = dtype.itemsize
-    function = internal(module, "attend", [LONG] * 10)
-    tokens, q, q_head, q_row, out, scores, room, kv_heads, first, end = function.args
+    function = internal(module, "attend", [LONG] * 13)
+    runs, tokens, q, q_head, q_row, out, scores, room, sinks, rows, kv_heads, first, end = function.args
     b = ir.IRBuilder(function.append_basic_block())
     queries, results = scratch(b, groups * head_size), scratch(b, groups * value_size)
+    own = address(b, scores, b.mul(b.mul(first, LONG(groups)), room))
     with counting(b, first, end, LONG(1)) as item:
-        token, head = b.sdiv(item, kv_heads), b.srem(item, kv_heads)
-        keys, values, reserve, start, count, row = table_row(b, tokens, token, FIELDS)
+        head, row = b.sdiv(item, rows), b.srem(item, rows)
+        run, start, count = table_row(b, tokens, row, TOKEN)
+        keys, values, reserve = table_row(b, runs, run, PLACE)
         place = b.add(b.mul(head, reserve), start)
         keys = address(b, keys, b.mul(place, LONG(head_size)), size)
         values = address(b, values, b.mul(place, LONG(value_size)), size)
-        own = address(b, scores, b.mul(b.mul(item, LONG(groups)), room))
         first_head = b.mul(head, LONG(groups))
         for group in range(groups):
             given = address(b, q, b.add(b.mul(row, q_row), b.mul(b.add(first_head, LONG(group)), q_head)), size)
@@ -108,7 +126,8 @@ def write_attend(
                 [queries, address(b, keys, b.mul(at, LONG(head_size)), size), address(b, own, at), room, now],
             )
         for group in range(groups):
-            b.call(parts["softmax"], [address(b, own, b.mul(LONG(group), room)), count])
+            sink = b.load(address(b, sinks, b.add(first_head, LONG(group))), typ=FLOAT) if with_sinks else FLOAT(0.0)
+            b.call(parts["softmax"], [address(b, own, b.mul(LONG(group), room)), count, sink])
         with counting(b, LONG(0), LONG(groups * value_size), LONG(LANES)) as at:
             write(b, torch.float32, VECTOR([0.0] * LANES), address(b, results, at))
         with counting(b, LONG(0), count, LONG(BLOCK)) as at:
@@ -171,14 +190,17 @@ def write_scores(module: ir.Module, dtype: torch.dtype, head_size: int, groups: 
     return function
 
 
-def write_softmax(module: ir.Module) -> ir.Function:
-    """`softmax(scores, count)`: in place. What lies behind them, up to LANES numbers, is overwritten."""
-    function = internal(module, "softmax", [POINTER, LONG])
-    scores, count = function.args
+def write_softmax(module: ir.Module, cap: float | None, with_sinks: bool) -> ir.Function:
+    """`softmax(scores, count, sink)`: in place. What lies behind them, up to LANES numbers, is overwritten."""
+    function = internal(module, "softmax", [POINTER, LONG, FLOAT])
+    scores, count, sink = function.args
     b = ir.IRBuilder(function.append_basic_block())
-    write(b, torch.float32, VECTOR([float("-inf")] * LANES), address(b, scores, count))
     most, total = b.alloca(VECTOR), b.alloca(VECTOR)
-    b.store(VECTOR([float("-inf")] * LANES), most)
+    if cap is not None:
+        with counting(b, LONG(0), count, LONG(LANES)) as at:
+            write(b, torch.float32, bend(b, read(b, torch.float32, address(b, scores, at)), cap), address(b, scores, at))
+    write(b, torch.float32, VECTOR([float("-inf")] * LANES), address(b, scores, count))
+    b.store(spread(b, sink) if with_sinks else VECTOR([float("-inf")] * LANES), most)
     with counting(b, LONG(0), count, LONG(LANES)) as at:
         numbers, before = read(b, torch.float32, address(b, scores, at)), b.load(most, typ=VECTOR)
         b.store(b.select(b.fcmp_ordered(">", before, numbers), before, numbers), most)
@@ -188,12 +210,24 @@ def write_softmax(module: ir.Module) -> ir.Function:
         weights = exponential(b, b.fsub(read(b, torch.float32, address(b, scores, at)), highest))
         write(b, torch.float32, weights, address(b, scores, at))
         b.store(b.fadd(b.load(total, typ=VECTOR), weights), total)
-    share = spread(b, b.fdiv(FLOAT(1.0), fold(b, b.load(total, typ=VECTOR), b.fadd)))
+    everything = fold(b, b.load(total, typ=VECTOR), b.fadd)
+    if with_sinks:
+        everything = b.fadd(everything, b.extract_element(exponential(b, b.fsub(spread(b, sink), highest)), INT(0)))
+    share = spread(b, b.fdiv(FLOAT(1.0), everything))
     with counting(b, LONG(0), count, LONG(LANES)) as at:
         place = address(b, scores, at)
         write(b, torch.float32, b.fmul(read(b, torch.float32, place), share), place)
     b.ret_void()
     return function
+
+
+def bend(b: ir.IRBuilder, x: ir.Value, cap: float) -> ir.Value:
+    """tanh(x / cap) * cap, by the exponential of what is below zero: tanh |z| = (1 - e) / (1 + e) with e = exp(-2 |z|)."""
+    size = declare(b.module, f"llvm.fabs.v{LANES}f32", VECTOR, [VECTOR])
+    one = VECTOR([1.0] * LANES)
+    power = exponential(b, b.fmul(b.call(size, [x]), VECTOR([-2 / cap] * LANES)))
+    bent = b.fdiv(b.fmul(b.fsub(one, power), VECTOR([cap] * LANES)), b.fadd(one, power))
+    return b.select(b.fcmp_ordered("<", x, VECTOR([0.0] * LANES)), b.fneg(bent), bent)
 
 
 def write_sums(module: ir.Module, dtype: torch.dtype, value_size: int, groups: int) -> ir.Function:

@@ -1,13 +1,12 @@
 """Attention over packed runs, plugged into transformers' attention interface under the name `ring`.
 
 All runs of a microbatch lie end to end in one (1, T, hidden) tensor, without padding. Every linear layer sees them as
-one batch; here each attends to its own slot of the KV cache, piece by piece: blocks of a prompt, single tokens after it.
-The pieces do not depend on how a sequence is divided into runs, so neither do the sums.
+one batch; here each attends to its own slot of the KV cache: in the ring's own kernel, or piece by piece (blocks of a
+prompt, single tokens after it) in torch's. Neither depends on how a sequence is divided into runs, so neither do the sums.
 """
 
 from __future__ import annotations
 
-from array import array
 from functools import cache
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from transformers import AttentionInterface
 
 from ring.stage.attend import attend
 from ring.stage.compiler import can_compile
-from ring.stage.kv import KVCache
+from ring.stage.kv import KVCache, first_key
 from ring.stage.vectors import LANES
 
 
@@ -34,63 +33,60 @@ def ring_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend piece by piece. `query` is (1, heads, T, head size); returns (1, T, heads, value size).
+    """`query` is (1, heads, T, head size); returns (1, T, heads, value size).
 
     `softcap` is Gemma 2's cap of the scores, `s_aux` GPT-OSS's attention sinks, one for each head.
-
     """
     # StageModel put the cache there, as not every architecture passes arguments down to here.
     kv, layer_idx = cast(KVCache, module.ring_cache), cast(int, module.layer_idx)
     layer = layer_idx - kv.first_layer
-    plain = softcap is not None or s_aux is not None
-    own = not plain and has_kernel(query.device, query.shape[3], kv.value_size(layer))
     out = query.new_empty(query.shape[2], query.shape[1], kv.value_size(layer))
-    if own:
-        attend_singles(kv, layer, query, out, scaling, sliding_window)
-    for slot, start, count, row in kv.blocks if own else kv.pieces:
+    if has_kernel(query.device, query.shape[3], kv.value_size(layer)):
+        attend_own(kv, layer, query, out, scaling, sliding_window, softcap, s_aux)
+        return out[None], None
+    row = 0
+    for slot, start, count in ((slot, *piece) for slot, run in kv.packed for piece in run.pieces):
         first = first_key(start, sliding_window)
         k, v = slot.read(layer, first, start + count)
         q = query[:, :, row : row + count]
         mask = kv.mask(start, count, first, sliding_window) if count > 1 else None
-        if plain:
+        if softcap is not None or s_aux is not None:
             part = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
         else:
             part = fused_attention(q, k, v, mask, scaling)
         out[row : row + count] = part[0].transpose(0, 1)
+        row += count
     return out[None], None
 
 
-def first_key(position: int, window: int | None) -> int:
-    """The first position that a token attends to."""
-    return max(0, position + 1 - window) if window else 0
-
-
 def has_kernel(device: torch.device, head_size: int, value_size: int) -> bool:
-    """Whether single tokens have a kernel of our own."""
+    """Whether there is a kernel of our own for such heads."""
     return can_compile(device) and head_size % LANES == 0 and value_size % LANES == 0
 
 
-def attend_singles(
-    kv: KVCache, layer: int, query: Tensor, out: Tensor, scaling: float | None, sliding_window: int | None
+def attend_own(
+    kv: KVCache,
+    layer: int,
+    query: Tensor,
+    out: Tensor,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
-    """All tokens of the microbatch that attend alone, in one call, which writes their rows of `out`: (T, heads, value size)
-    of the query's dtype."""
-    if not kv.singles:
-        return
+    """The whole microbatch in one call, which writes `out`: (T, heads, value size) of the query's dtype."""
     if query.stride(3) != 1:
         query = query.contiguous()
-    _, heads, _, head_size = query.shape
-    tokens, longest = array("q"), 0
-    for slot, position, row in kv.singles:
-        first = first_key(position, sliding_window)
-        count = position + 1 - first
-        tokens.extend((*slot.addresses[layer], slot.reserve, first, count, row))
-        longest = max(longest, count)
-    kv_heads, room = kv.singles[0][0].heads(layer), longest + LANES
-    groups, items = heads // kv_heads, len(kv.singles) * kv_heads
+    _, heads, rows, head_size = query.shape
+    runs, (tokens, longest) = kv.places(layer), kv.tokens(window)
+    kv_heads, room = kv.packed[0][0].heads(layer), longest + LANES
+    groups, items = heads // kv_heads, rows * kv_heads
     scores = torch.empty(items * groups * room)
-    kernel = attend(query.dtype, head_size, out.shape[2], groups, head_size**-0.5 if scaling is None else scaling)
+    own = torch.empty(0) if sinks is None else sinks.float().contiguous()
+    scale = head_size**-0.5 if scaling is None else scaling
+    kernel = attend(query.dtype, head_size, out.shape[2], groups, scale, cap, sinks is not None)
     kernel.call(
+        runs.buffer_info()[0],
         tokens.buffer_info()[0],
         query.data_ptr(),
         query.stride(1),
@@ -98,6 +94,8 @@ def attend_singles(
         out.data_ptr(),
         scores.data_ptr(),
         room,
+        own.data_ptr(),
+        rows,
         kv_heads,
         items,
         torch.get_num_threads(),

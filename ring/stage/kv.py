@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ class Slot:
         return keys, values
 
 
+def first_key(position: int, window: int | None) -> int:
+    """The first position that a token attends to."""
+    return max(0, position + 1 - window) if window else 0
+
+
 class KVCache(Cache):
     """All slots of a stage, written by transformers' own attention modules through `update`.
 
@@ -71,9 +77,7 @@ class KVCache(Cache):
         self.layer_count = layers
         self.slots: dict[int, Slot] = {}
         self.packed: list[tuple[Slot, Run]] = []
-        self.pieces: list[tuple[Slot, int, int, int]] = []  # slot, first position, tokens, first row of the microbatch
-        self.blocks: list[tuple[Slot, int, int, int]] = []  # those of several tokens
-        self.singles: list[tuple[Slot, int, int]] = []  # the rest: slot, position, row
+        self._tokens: dict[int | None, tuple[array[int], int]] = {}
         self._masks: dict[tuple[int, int, int, int], Tensor] = {}
 
     @property
@@ -105,13 +109,7 @@ class KVCache(Cache):
                 self.slots[run.slot] = Slot(self.layer_count, run.reserve)
         self.packed = [(self.slots[run.slot], run) for run in runs]
         self._masks.clear()  # those of a forward pass that failed
-        self.pieces, row = [], 0
-        for slot, run in self.packed:
-            for start, count in run.pieces:
-                self.pieces.append((slot, start, count, row))
-                row += count
-        self.blocks = [piece for piece in self.pieces if piece[2] > 1]
-        self.singles = [(slot, start, row) for slot, start, count, row in self.pieces if count == 1]
+        self._tokens.clear()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -138,6 +136,26 @@ class KVCache(Cache):
         """How wide a head's values are, once the layer has written some."""
         return self.packed[0][0].whole(layer)[1].shape[2]
 
+    def tokens(self, window: int | None) -> tuple[array[int], int]:
+        """What `attend` wants to know of each row: its run, and the first and the number of the positions that it sees. And
+        the largest such number. All layers of one forward pass share it."""
+        if window not in self._tokens:
+            table, longest = array("q"), 0
+            for index, (_, run) in enumerate(self.packed):
+                for position in range(run.start, run.start + run.count):
+                    first = first_key(position, window)
+                    table.extend((index, first, position + 1 - first))
+                    longest = max(longest, position + 1 - first)
+            self._tokens[window] = table, longest
+        return self._tokens[window]
+
+    def places(self, layer: int) -> array[int]:
+        """What `attend` wants to know of each run on a layer."""
+        table = array("q")
+        for slot, _ in self.packed:
+            table.extend((*slot.addresses[layer], slot.reserve))
+        return table
+
     def mask(self, start: int, count: int, first: int, window: int | None) -> Tensor:
         """Which of the keys from position `first` each of `count` tokens from `start` on may see: bool (count, keys).
 
@@ -161,6 +179,7 @@ class KVCache(Cache):
             slot.length = run.start + run.count
         self.packed = []
         self._masks.clear()
+        self._tokens.clear()
 
     def give_up(self, runs: list[Run]) -> None:
         """These runs failed: until their slots are released or opened anew, further runs of them pass without a check."""

@@ -17,9 +17,9 @@ from msgspec import Meta
 PROTOCOL = 3
 """Version of everything in this package. Nodes and clients of another version are refused by name."""
 
-BLOCK = 32
-"""Tokens of a prompt that attend together. Prefill chunks end between blocks, so that no sum depends on how a prompt was
-chunked."""
+BLOCK = 8
+"""Tokens of a prompt that attend together where they do not attend one by one (see `ring.stage.attention`). Prefill chunks end
+between blocks, so that no sum depends on how a prompt was chunked."""
 MAX_RUNS = 1024
 MAX_TOKENS = 1 << 20
 MAX_LOGPROBS = 20
@@ -51,7 +51,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     0 opens it anew. `sampling` is None unless the token after the run is wanted; with `answers` more than 1, also those
     after that many tokens at its end, which are guesses to be checked.
 
-    The first `prompt` tokens of the sequence attend in blocks (see `BLOCK`), later ones each alone. So a token comes out
+    The first `prompt` tokens of the sequence may attend in blocks (see `BLOCK`), later ones each alone. So a token comes out
     the same to the bit whether it is decoded, checked as a guess or replayed after a failure.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ring.head.pace import FIRST, Pace
 from ring.wire.messages import BLOCK
 
@@ -71,9 +73,17 @@ def test_none_is_tried_where_one_that_is_alone_is_no_faster() -> None:
 
 def test_chunks_share_a_prompt_among_the_stages() -> None:
     assert Pace(1).chunk(1024, 0, 128) == 128
-    assert Pace(4).chunk(1024, 0, 128) == BLOCK
-    assert Pace(4).chunk(2000, 0, 128) == 3 * BLOCK
-    assert Pace(4).chunk(100, 0, 128) == BLOCK
+    assert Pace(4).chunk(1024, 0, 128) == 4 * BLOCK
+    assert Pace(4).chunk(2000, 0, 128) == 8 * BLOCK
+    assert Pace(4).chunk(100, 0, 128) == 2 * BLOCK
+
+
+@pytest.mark.parametrize("alike", [8, 16, 32])
+def test_no_chunk_is_so_short_that_a_longer_one_takes_no_more_time(alike: int) -> None:
+    pace = Pace(8)
+    decode(pace, 1, step=0.02, moving=0.0)
+    pace.observe(128, 0, 1, True, 0.2, [0.02 * 128 / alike] * 8, 0.0)
+    assert pace.chunk(64, 0, 128) == alike
 
 
 def test_beside_a_stream_a_chunk_takes_little_longer_than_a_step() -> None:

@@ -138,12 +138,12 @@ def test_every_request_is_answered_once_and_nothing_leaks(
 
 def test_prefill_chunks_follow_each_other_without_waiting() -> None:
     scheduler = Scheduler(stages=3, kv_tokens=1000, token_budget=10)
-    scheduler.add(Sequence(1, list(range(35)), 5))
+    scheduler.add(Sequence(1, list(range(28)), 5))
     batches = []
     while (microbatch := scheduler.next_microbatch()) is not None:
         batches.append(microbatch)
     runs = [(run.start, run.count, run.sampling is not None) for batch in batches for _, run in batch.parts]
-    assert runs == [(0, 10, False), (10, 10, False), (20, 10, False), (30, 5, True)]
+    assert runs == [(0, 8, False), (8, 8, False), (16, 8, False), (24, 4, True)]
 
 
 def test_chunks_end_between_blocks_and_short_prompts_share_a_microbatch() -> None:
@@ -156,7 +156,7 @@ def test_chunks_end_between_blocks_and_short_prompts_share_a_microbatch() -> Non
         assert microbatch is not None
         batches.append([(sequence.number, run.start, run.count) for sequence, run in microbatch.parts])
         scheduler.complete(microbatch.number, [9] * sum(len(run.answered) for _, run in microbatch.parts))
-    assert batches == [[(1, 0, 45), (2, 0, 32)], [(1, 45, 1), (2, 32, 38), (3, 0, 24)]]
+    assert batches == [[(1, 0, 45), (2, 0, 48)], [(1, 45, 1), (2, 48, 16)]]
 
 
 def test_decoding_goes_on_beside_a_long_prompt() -> None:
@@ -169,7 +169,7 @@ def test_decoding_goes_on_beside_a_long_prompt() -> None:
     scheduler.add(Sequence(2, list(range(1000)), 5))
     microbatch = scheduler.next_microbatch()
     assert microbatch is not None
-    assert [(s.number, run.count) for s, run in microbatch.parts] == [(1, 1), (2, 16)]
+    assert [(s.number, run.count) for s, run in microbatch.parts] == [(1, 1), (2, 8)]
 
 
 def test_decodes_are_spread_evenly() -> None:

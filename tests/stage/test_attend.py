@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ring.stage import attention
-from ring.stage.attention import attend_singles, has_kernel
+from ring.stage.attention import attend_own, has_kernel, plain_attention
 from ring.stage.kv import KVCache
 from ring.wire.messages import Run
 
@@ -34,7 +36,7 @@ def ask(cache: KVCache, runs: list[Run], query: Tensor, value_size: int, window:
     """What these runs' tokens attend to, by the kernel."""
     cache.begin(runs)
     out = torch.full((query.shape[2], query.shape[1], value_size), float("nan"), dtype=query.dtype)
-    attend_singles(cache, 0, query, out, None, window)
+    attend_own(cache, 0, query, out, None, window)
     return out
 
 
@@ -53,6 +55,52 @@ def test_attention(dtype: torch.dtype, heads: int, kv_heads: int, head_size: int
         assert torch.allclose(out[row].double(), expected[0, :, 0], rtol=torch.finfo(dtype).eps, atol=1e-5), run
         alone = ask(cache, [run], query[:, :, row : row + 1], value_size, window)
         assert torch.equal(alone[0], out[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 7])
+def test_a_prompt_in_any_chunks(dtype: torch.dtype, window: int | None) -> None:
+    """To the bit the same in one chunk, in several and token by token, beside another sequence's tokens."""
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 1, 2, 60, 64).to(dtype)
+    query = torch.randn(1, 60, 6, 64).to(dtype).transpose(1, 2)
+    found = []
+    for ends in ([60], [8, 9, 41, 60], list(range(1, 61))):
+        cache, parts = KVCache(0, 1, CPU), []
+        for start, end in pairwise([0, *ends]):
+            runs = [Run(0, start, end - start, 60, prompt=60), Run(1, start, 1, 61)]
+            cache.begin(runs if start == 0 else runs[:1])
+            beside = slice(start, end + (start == 0))
+            cache.update(keys[:, :, beside], values[:, :, beside], 0)
+            rows = query[:, :, beside]
+            out = torch.empty(rows.shape[2], 6, 64, dtype=dtype)
+            attend_own(cache, 0, rows, out, None, window)
+            parts.append(out[: end - start])
+            cache.commit()
+        found.append(torch.cat(parts))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    for row in range(60):
+        seen = slice(max(0, row + 1 - window) if window else 0, row + 1)
+        expected = scaled_dot_product_attention(
+            query[:, :, row : row + 1].double(), keys[:, :, seen].double(), values[:, :, seen].double(), enable_gqa=True
+        )
+        assert torch.allclose(found[0][row].double(), expected[0, :, 0], rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("cap", "with_sinks"), [(5.0, False), (None, True), (5.0, True)])
+def test_caps_and_sinks(dtype: torch.dtype, cap: float | None, with_sinks: bool) -> None:
+    torch.manual_seed(0)
+    cache, runs = make_cache(dtype, 2, 64, 64)
+    query = torch.randn(1, len(runs), 8, 64).mul(3).to(dtype).transpose(1, 2)
+    sinks = torch.randn(8).mul(3).to(dtype) if with_sinks else None
+    cache.begin(runs)
+    out = torch.empty(len(runs), 8, 64, dtype=dtype)
+    attend_own(cache, 0, query, out, None, None, cap, sinks)
+    for row, run in enumerate(runs):
+        q, k, v = (part.double() for part in (query[:, :, row : row + 1], *cache.slots[run.slot].read(0, 0, run.start + 1)))
+        expected = plain_attention(q, k, v, None, None, cap, None if sinks is None else sinks.double())
+        assert torch.allclose(out[row].double(), expected[0, :, 0], rtol=torch.finfo(dtype).eps, atol=2e-5), run
 
 
 def test_several_threads_give_the_same() -> None:
