@@ -163,8 +163,9 @@ def test_right_weights_and_a_wrong_computation(tmp_path: Path, monkeypatch: pyte
     """A window that a stage does not honour: the first layer that has one is named."""
     make_checkpoint(tmp_path / "checkpoint", "mistral")
     split(str(tmp_path / "checkpoint"), tmp_path / "shards", stages=3)
-    mask = KVCache.mask
+    mask, tokens = KVCache.mask, KVCache.tokens
     monkeypatch.setattr(KVCache, "mask", lambda self, start, count, first, window: mask(self, start, count, first, None))
+    monkeypatch.setattr(KVCache, "tokens", lambda self, window: tokens(self, None))
     report = verify_ring([tmp_path / "shards"], str(tmp_path / "checkpoint"))
     assert report.difference is not None
     assert report.difference.layer == 0 and "the output of layer 0" in report.difference.what

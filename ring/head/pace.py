@@ -151,4 +151,6 @@ class Pace:
         if self.depth == 1:
             return budget
         share = max(least, pending / (CHUNKS * (self.depth - 1)))
-        return min(budget, BLOCK * max(1, round(share / BLOCK)))
+        blocks = max(1, round(share / BLOCK))
+        # The last piece takes what would be a short one: that would cost each stage a step of its own.
+        return min(budget, BLOCK * blocks if pending >= 1.5 * BLOCK * blocks else pending)

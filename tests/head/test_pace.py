@@ -76,6 +76,7 @@ def test_chunks_share_a_prompt_among_the_stages() -> None:
     assert Pace(4).chunk(1024, 0, 128) == 4 * BLOCK
     assert Pace(4).chunk(2000, 0, 128) == 8 * BLOCK
     assert Pace(4).chunk(100, 0, 128) == 2 * BLOCK
+    assert [Pace(4).chunk(pending, 0, 128) for pending in (10, 23, 24)] == [10, 23, 16]
 
 
 @pytest.mark.parametrize("alike", [8, 16, 32])
