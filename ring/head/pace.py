@@ -23,6 +23,8 @@ WINDOW = 64
 """Laps after which older ones are forgotten."""
 CHUNKS = 10
 """A prompt in `CHUNKS` pieces for each stage after the first loses an eleventh of the time to filling the pipeline."""
+TELLING = 4 * BLOCK
+"""Tokens of a microbatch whose time says what a token costs; of fewer, a part is what any microbatch takes."""
 SLOWDOWN = 1.4
 """How much longer than a decode step a microbatch may take that carries a running stream beside a prompt."""
 
@@ -112,7 +114,10 @@ class Pace:
         self._ratio += WEIGHT * (min(ratio, 4.0 * self.stages) - self._ratio)
         if prefill:
             each = slowest / tokens
-            self._token = each if self._token is None else min(each, self._token * 1.005)
+            if self._token is None or each < self._token:
+                self._token = each
+            elif tokens >= TELLING:
+                self._token = min(each, self._token * 1.005)
         else:
             self._step = slowest if self._step is None else self._step + WEIGHT * (slowest - self._step)
             if groups == 1:

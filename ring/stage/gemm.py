@@ -9,6 +9,7 @@ twice as long as the memory does. Here it is two ideas:
 - Tiles: some rows x 16 outputs and more are summed up in registers, after Goto and van de Geijn ("Anatomy of
   High-Performance Matrix Multiplication", 2008). All sums are float32. Weights of 2 or 1 byte become float32 in registers;
   or, where the CPU multiplies bfloat16 in pairs, both factors stay or become that, which is exact too, at twice the rate.
+  Where many rows follow, int8 becomes that once for all of them.
 
 Each number is summed up block by block of its inputs, from the first to the last, whatever other rows there are: a row
 comes out the same to the bit, alone or among others, on one thread or several.
@@ -91,11 +92,14 @@ def product(dtype: torch.dtype, result: torch.dtype) -> Kernel:
     """
     module = new_module()
     tiles, least = {}, 1
-    shapes = tile_shapes(dtype)
-    for most, panels in shapes:
-        for rows in range(1 if (most, panels) == shapes[-1] else least, most + 1):
-            tiles[rows, panels] = write_tile(module, dtype, rows, panels)
-        least = most + 1
+    *fewer, (most, panels) = tile_shapes(dtype)
+    for up_to, several in fewer:
+        for rows in range(least, up_to + 1):
+            tiles[dtype, rows, several] = write_tile(module, dtype, rows, several)
+        least = up_to + 1
+    for weights in (dtype, factor(dtype)) if dtype == torch.int8 else (dtype,):
+        for rows in range(1, most + 1):
+            tiles[weights, rows, panels] = write_tile(module, weights, rows, panels)
     return compile_kernel(module, write_product(module, dtype, result, tiles))
 
 
@@ -103,7 +107,11 @@ def write_tile(module: ir.Module, dtype: torch.dtype, rows: int, panels: int) ->
     """`tile(x, stride of x, w, stride of panels, sums, stride of sums, inputs, next, pace)`, strides in numbers: adds to
     rows x panels * PANEL sums. For each input it asks the memory for `pace` more bytes from `next` on."""
     size, depth, x_size = dtype.itemsize, paired(dtype), factor(dtype).itemsize
-    tile = internal(module, f"tile_{rows}_{panels}", [POINTER, LONG, POINTER, LONG, POINTER, LONG, LONG, POINTER, LONG])
+    tile = internal(
+        module,
+        f"tile_{dtype}_{rows}_{panels}".replace(".", "_"),
+        [POINTER, LONG, POINTER, LONG, POINTER, LONG, LONG, POINTER, LONG],
+    )
     x, x_stride, w, w_stride, y, y_stride, inputs, ahead, pace = tile.args
     b = ir.IRBuilder(tile.append_basic_block())
     cells = [(row, panel) for row in range(rows) for panel in range(panels)]
@@ -136,7 +144,7 @@ def write_tile(module: ir.Module, dtype: torch.dtype, rows: int, panels: int) ->
 
 
 def write_product(
-    module: ir.Module, dtype: torch.dtype, result: torch.dtype, tiles: dict[tuple[int, int], ir.Function]
+    module: ir.Module, dtype: torch.dtype, result: torch.dtype, tiles: dict[tuple[torch.dtype, int, int], ir.Function]
 ) -> ir.Function:
     """`product(x, w, scale, bias, y, rows, inputs, stride of y, first group, end)`.
 
@@ -151,6 +159,8 @@ def write_product(
     sums = scratch(b, CHUNK * GROUP * PANEL)
     w_stride = b.mul(inputs, LONG(PANEL))
     *fewer, (most, least_wide) = tile_shapes(dtype)
+    convert = write_convert(module, dtype, least_wide) if dtype == torch.int8 else None
+    converted = scratch(b, BLOCK * PANEL * least_wide)  # float32, or half of it
     wide: ir.Value = LONG(least_wide)
     for count, panels in reversed(fewer):
         wide = b.select(b.icmp_signed("<=", rows, LONG(count)), LONG(panels), wide)
@@ -171,18 +181,46 @@ def write_product(
                 address(b, w, b.mul(b.add(panel, wide), w_stride), size),
                 address(b, weights, b.mul(count, LONG(PANEL)), size),
             )
+            several = b.icmp_signed(">", turns, LONG(1))
+            if convert is not None:
+                with b.if_then(several):
+                    b.call(convert, [weights, w_stride, converted, count, following])
             with counting(b, LONG(0), chunk_rows, height) as row:
                 now = smaller(b, b.sub(chunk_rows, row), height)
                 x_rows = address(b, x, b.add(b.mul(b.add(chunk, row), inputs), k), x_size)
                 ahead = address(b, following, b.mul(b.mul(b.sdiv(row, height), count), pace), 1)
                 sums_rows = address(b, sums, b.mul(row, sums_stride))
-                for (tile_rows, tile_panels), tile in tiles.items():
+                for (taken, tile_rows, tile_panels), tile in tiles.items():
                     fits = b.and_(b.icmp_signed("==", now, LONG(tile_rows)), b.icmp_signed("==", wide, LONG(tile_panels)))
+                    if convert is not None:
+                        fits = b.and_(fits, several if taken != dtype else b.not_(several))
+                    given = [weights, w_stride] if taken == dtype else [converted, LONG(BLOCK * PANEL)]
+                    asked = [ahead, pace] if taken == dtype else [converted, LONG(0)]  # `convert` has asked for what follows
                     with b.if_then(fits):
-                        b.call(tile, [x_rows, inputs, weights, w_stride, sums_rows, sums_stride, count, ahead, pace])
+                        b.call(tile, [x_rows, inputs, *given, sums_rows, sums_stride, count, *asked])
         column = b.mul(panel, LONG(PANEL))
         y_rows = address(b, y, b.add(b.mul(chunk, y_stride), column), result.itemsize)
         b.call(finish, [sums, address(b, scale, column), address(b, bias, column), y_rows, y_stride, chunk_rows, sums_stride])
+    b.ret_void()
+    return function
+
+
+def write_convert(module: ir.Module, dtype: torch.dtype, panels: int) -> ir.Function:
+    """`convert(w, stride of panels, converted, inputs, next)`: a block of some panels becomes weights of the dtype `factor`,
+    BLOCK inputs a panel. It asks the memory for as many bytes from `next` on."""
+    size, depth, to_size = dtype.itemsize, paired(dtype), factor(dtype).itemsize
+    function = internal(module, "convert", [POINTER, LONG, POINTER, LONG, POINTER])
+    w, w_stride, converted, inputs, following = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    for panel in range(panels):
+        start, to = b.mul(w_stride, LONG(panel)), LONG(panel * BLOCK * PANEL)
+        with counting(b, LONG(0), b.mul(inputs, LONG(PANEL)), LONG(UNROLL * PANEL)) as first:
+            fetch(b, address(b, following, b.add(start, first), size))
+            for turn in range(0, UNROLL, depth):
+                at = b.add(first, LONG(turn * PANEL))
+                place = address(b, w, b.add(start, at), size)
+                numbers = read_pairs(b, dtype, place) if depth == 2 else read(b, dtype, place)
+                b.store(numbers, address(b, converted, b.add(to, at), to_size), align=to_size)
     b.ret_void()
     return function
 

@@ -79,6 +79,20 @@ def test_chunks_share_a_prompt_among_the_stages() -> None:
     assert [Pace(4).chunk(pending, 0, 128) for pending in (10, 23, 24)] == [10, 23, 16]
 
 
+def test_short_chunks_say_nothing_of_what_a_token_costs() -> None:
+    """Most of their time is what any microbatch takes: taken for the tokens' it would make chunks ever shorter."""
+    pace = Pace(2)
+    decode(pace, 1, step=0.02, moving=0.0)
+    pace.observe(128, 0, 1, True, 0.4, [0.16, 0.16], 0.0)
+    before = pace.chunk(1000, 1, 128)
+    for _ in range(500):
+        pace.observe(17, 1, 1, True, 0.06, [0.03, 0.03], 0.0)
+    assert pace.chunk(1000, 1, 128) == before == 22
+    for _ in range(500):
+        pace.observe(128, 0, 1, True, 0.8, [0.32, 0.32], 0.0)
+    assert pace.chunk(1000, 1, 128) < before
+
+
 @pytest.mark.parametrize("alike", [8, 16, 32])
 def test_no_chunk_is_so_short_that_a_longer_one_takes_no_more_time(alike: int) -> None:
     pace = Pace(8)
