@@ -38,8 +38,8 @@ class Activated(nn.Module):
         self.kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of any shape."""
-        if x.numel() % LANES == 0:
+        """Of any shape. The way depends on its last dimension alone, as a row may not depend on others."""
+        if x.shape[-1] % LANES == 0:
             return activated(x, self.kind)
         return nn.functional.silu(x) if self.kind == "silu" else nn.functional.gelu(x, approximate="tanh")
 

@@ -107,7 +107,7 @@ def turn(dtype: torch.dtype) -> Kernel:
 
 
 def activated(x: Tensor, activation: Activation, gated: Tensor | None = None) -> Tensor:
-    """The activation of x, times `gated` of the same shape and dtype if there is one; LANES divides the number of elements."""
+    """The activation of x, times `gated` of the same shape and dtype if there is one; LANES divides the last dimension."""
     x = x.contiguous()
     y = torch.empty_like(x)
     other = x if gated is None else gated.contiguous()
