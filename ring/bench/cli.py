@@ -175,6 +175,7 @@ def study(
     prompt: Annotated[str, typer.Option(metavar="N,N", help="Tokens of every prompt.")] = "16,64,128,256,512,1024",
     batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once.")] = "1,4,8,16",
     slow: Annotated[str, typer.Option(metavar="N,N", help="Also with the last node so many times as slow.")] = "1,2,4,8",
+    recovery: Annotated[bool, typer.Option(help="Also with the last node killed and started again.")] = True,
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of every sequence.")] = 50,
     warm_ups: Annotated[int, typer.Option(min=0)] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Measured rounds of every cell.")] = 5,
@@ -185,7 +186,7 @@ def study(
         from ring.bench.study import Plan, run_study
 
         grid = (numbers(nodes), numbers(prompt), numbers(batch))
-        plan = Plan(shape, dtype, *grid, new_tokens, warm_ups, repeats, [*map(float, numbers(slow))])
+        plan = Plan(shape, dtype, *grid, new_tokens, warm_ups, repeats, [*map(float, numbers(slow))], recovery)
         try:
             with Progress(*COLUMNS, console=notes, disable=not notes.is_terminal) as bar:
                 task = bar.add_task("rounds", total=len(plan.cells()) * repeats)

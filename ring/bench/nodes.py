@@ -70,31 +70,37 @@ class BenchRing:
     processes: list[ForkServerProcess] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        from ring.bench.child import Emulation, run
-
         *ports, client_port = free_ports(self.stages + 1)
         self.clients = f"tcp://127.0.0.1:{client_port}"
-        addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
+        self._addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
         self._logs = tempfile.TemporaryDirectory(prefix="ring-bench-")
-        for stage in range(self.stages):
-            command = ["node", str(self.shards / f"stage-{stage}"), "--with-parent", "--no-verify"]
-            command += ["--listen", addresses[stage], "--next", addresses[(stage + 1) % self.stages]]
-            command += ["--clients", self.clients] if stage == 0 else []
-            emulation = (
-                None if self.emulate is None else Emulation(self.emulate[stage], self.token_ms, self.delay_ms, self.period)
-            )
-            slow = self.slow if stage == self.stages - 1 else 1.0
-            core = stage % (os.cpu_count() or 1) if self.pin else None
-            arguments = ([*command, *self.options], str(self.log(stage)), emulation, core, slow)
-            process = context.Process(target=run, args=arguments, daemon=True)
-            process.start()
-            self.processes.append(process)
+        self.processes += [self._start(stage) for stage in range(self.stages)]
         try:
             asyncio.run(self._wait())
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def _start(self, stage: int) -> ForkServerProcess:
+        from ring.bench.child import Emulation, run
+
+        command = ["node", str(self.shards / f"stage-{stage}"), "--with-parent", "--no-verify"]
+        command += ["--listen", self._addresses[stage], "--next", self._addresses[(stage + 1) % self.stages]]
+        command += ["--clients", self.clients] if stage == 0 else []
+        emulation = None if self.emulate is None else Emulation(self.emulate[stage], self.token_ms, self.delay_ms, self.period)
+        slow = self.slow if stage == self.stages - 1 else 1.0
+        core = stage % (os.cpu_count() or 1) if self.pin else None
+        arguments = ([*command, *self.options], str(self.log(stage)), emulation, core, slow)
+        process = context.Process(target=run, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    def lose(self, stage: int) -> None:
+        """`kill -9` a node and start it again at once; returns before it is back."""
+        self.processes[stage].kill()
+        self.processes[stage].join()
+        self.processes[stage] = self._start(stage)
 
     def log(self, stage: int) -> Path:
         """What a node has printed."""

@@ -1,19 +1,18 @@
-"""A study's results for people: a table as CSV, a report in Markdown, and plots."""
+"""A study's results for people: a table as CSV and a report in Markdown."""
 
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
 
+from ring.bench.plots import write_plots
+from ring.bench.results import by_cell, middle, usual
 from ring.bench.study import ENVIRONMENT, Cell, Record, read_records
 
-FIGURES = ("rate", "decode_rate", "ttft_s", "itl_s", "itl_p99_s", "wall_s", "compute", "queue", "wire", "idle")
+FIGURES = ("rate", "decode_rate", "ttft_s", "itl_s", "itl_p99_s", "gap_s", "wall_s", "compute", "queue", "wire", "idle")
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -28,30 +27,16 @@ def write_report(folder: Path) -> list[Path]:
     return [*written, folder / "report.md", *plots]
 
 
-def by_cell(records: list[Record]) -> dict[Cell, list[Record]]:
-    """Records of the same cell together, in the grid's order."""
-    cells: dict[Cell, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=lambda r: (r.slow, r.nodes, r.prompt, r.batch, r.repeat)):
-        cells[record.cell].append(record)
-    return cells
-
-
-def middle(records: Sequence[Record], figure: str) -> float:
-    """The median of a figure over a cell's rounds; 0 where there is none."""
-    values = [value for record in records if (value := getattr(record, figure)) is not None]
-    return median(values) if values else 0.0
-
-
 def write_csv(path: Path, cells: dict[Cell, list[Record]]) -> Path:
     """One row a cell: medians, and the spread of the rate."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["nodes", "prompt", "batch", "slow", "rounds", *FIGURES, "rate_min", "rate_max"])
+        rows.writerow(["nodes", "prompt", "batch", "slow", "lost", "rounds", *FIGURES, "rate_min", "rate_max"])
         for cell, records in cells.items():
             rates = [record.rate for record in records]
             figures = [f"{middle(records, figure):.6g}" for figure in FIGURES]
             spread = [f"{min(rates):.6g}", f"{max(rates):.6g}"]
-            rows.writerow([cell.nodes, cell.prompt, cell.batch, cell.slow, len(records), *figures, *spread])
+            rows.writerow([cell.nodes, cell.prompt, cell.batch, cell.slow, int(cell.lost), len(records), *figures, *spread])
     return path
 
 
@@ -70,9 +55,9 @@ def markdown(environment: dict[str, Any], cells: dict[Cell, list[Record]], plots
         "| compute | queue | wire | idle |",
         "| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
-    plain = {cell: records for cell, records in cells.items() if cell.slow == 1}
+    plain = usual(cells)
     lines += [row(cell, records) for cell, records in plain.items()]
-    lines += ["", *scaling(plain), *stragglers(cells)]
+    lines += ["", *scaling(plain), *stragglers(cells), *losses(cells)]
     lines += [f"![{plot}]({plot})" for plot in plots]
     return "\n".join(lines) + "\n"
 
@@ -108,9 +93,9 @@ def stragglers(cells: dict[Cell, list[Record]]) -> list[str]:
     """What one slow node costs all."""
     lines = []
     for cell, records in cells.items():
-        usual = cells.get(Cell(cell.nodes, cell.prompt, cell.batch))
-        if cell.slow > 1 and usual:
-            share = middle(records, "rate") / middle(usual, "rate")
+        healthy = cells.get(Cell(cell.nodes, cell.prompt, cell.batch))
+        if cell.slow > 1 and healthy:
+            share = middle(records, "rate") / middle(healthy, "rate")
             lines.append(f"| {cell.nodes} | {cell.slow:g} | {middle(records, 'rate'):.1f} | {share:.0%} |")
     if not lines:
         return []
@@ -118,36 +103,15 @@ def stragglers(cells: dict[Cell, list[Record]]) -> list[str]:
     return [*head, *lines, ""]
 
 
-def write_plots(folder: Path, cells: dict[Cell, list[Record]]) -> list[Path]:
-    """Rate and latency against nodes, batch and prompt length; none where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+def losses(cells: dict[Cell, list[Record]]) -> list[str]:
+    """What a node costs that is killed and comes back: how much longer the round takes, and how long a stream waits."""
+    lines = []
+    for cell, records in cells.items():
+        healthy = cells.get(Cell(cell.nodes, cell.prompt, cell.batch))
+        if cell.lost and healthy:
+            walls = (middle(healthy, "wall_s"), middle(records, "wall_s"))
+            lines.append(f"| {cell.nodes} | {walls[0]:.2f} | {walls[1]:.2f} | {middle(records, 'gap_s'):.2f} |")
+    if not lines:
         return []
-    plain = {cell: records for cell, records in cells.items() if cell.slow == 1}
-    written = []
-    for figure, label in (("rate", "new tokens a second"), ("itl_s", "seconds between tokens"), ("ttft_s", "seconds to first")):
-        for axis, other in (("nodes", "batch"), ("batch", "nodes"), ("prompt", "nodes")):
-            third = ({"nodes", "batch", "prompt"} - {axis, other}).pop()
-            fixed = most_common(plain, third)
-            chosen = [cell for cell in plain if getattr(cell, third) == fixed]
-            if len({getattr(cell, axis) for cell in chosen}) < 2:
-                continue
-            image = Figure(figsize=(5, 3.4), layout="constrained")
-            plot = image.subplots()
-            for value in sorted({getattr(cell, other) for cell in chosen}):
-                line = [cell for cell in chosen if getattr(cell, other) == value]
-                points = sorted((getattr(cell, axis), middle(plain[cell], figure)) for cell in line)
-                plot.plot(*zip(*points, strict=True), marker="o", label=f"{value} {other}")
-            plot.set(xlabel=axis, ylabel=label, title=f"{third} {fixed}", ylim=(0, None))
-            plot.legend()
-            path = folder / f"{figure.removesuffix('_s')}-by-{axis}.png"
-            image.savefig(path, dpi=110)
-            written.append(path)
-    return written
-
-
-def most_common(cells: dict[Cell, list[Record]], axis: str) -> int:
-    """The middle one of an axis's values."""
-    values = sorted({getattr(cell, axis) for cell in cells})
-    return int(values[len(values) // 2])
+    head = ["## A node killed and started again", "", "| nodes | usual s | with the loss s | longest wait for a token s |"]
+    return [*head, "| --: | --: | --: | --: |", *lines, ""]

@@ -32,12 +32,14 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination. `slow` is how many times slower than the others the last node is made."""
+    """One combination. `slow` is how many times slower than the others the last node is made; with `lost` it is killed halfway
+    through the round and started again at once."""
 
     nodes: int
     prompt: int
     batch: int
     slow: float = 1.0
+    lost: bool = False
 
 
 class Record(msgspec.Struct):
@@ -45,7 +47,7 @@ class Record(msgspec.Struct):
 
     `rate` is all new tokens over wall time, prefill included; `decode_rate` counts while all sequences decode, and is
     None where they never all did. `compute`, `queue` and `wire` add up to 1; `idle` is the share of the stages' time in
-    which they computed nothing, the bubble.
+    which they computed nothing, the bubble. `gap_s` is the longest that a sequence waited for its next token.
     """
 
     nodes: int
@@ -63,17 +65,19 @@ class Record(msgspec.Struct):
     queue: float
     wire: float
     idle: float
+    gap_s: float = 0.0
+    lost: bool = False
 
     @property
     def cell(self) -> Cell:
         """Where it belongs."""
-        return Cell(self.nodes, self.prompt, self.batch, self.slow)
+        return Cell(self.nodes, self.prompt, self.batch, self.slow, self.lost)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: a shape in a dtype, the grid, and how often; for each factor of `slow` the grid's last ring, at
-    its median prompt and batch, with a straggler."""
+    """What is measured: a shape in a dtype, the grid, and how often; and the grid's last ring, at its median prompt and batch,
+    with a node lost (`recovery`) and, for each factor of `slow`, with a straggler."""
 
     shape: str
     dtype: str
@@ -84,13 +88,15 @@ class Plan:
     warm_ups: int
     repeats: int
     slow: list[float]
+    recovery: bool = True
 
     def cells(self) -> list[Cell]:
         """All of them, those of one ring together."""
         grid = [Cell(n, p, b) for n, p, b in itertools.product(self.nodes, self.prompts, self.batches)]
         prompt, batch = self.prompts[len(self.prompts) // 2], self.batches[len(self.batches) // 2]
+        lost = [Cell(self.nodes[-1], prompt, batch, lost=True)] if self.recovery and self.nodes[-1] > 1 else []
         straggling = [Cell(self.nodes[-1], prompt, batch, factor) for factor in self.slow if factor > 1]
-        return grid + straggling
+        return grid + lost + straggling
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -164,9 +170,15 @@ async def measure(ring: BenchRing, plan: Plan, cell: Cell, done: int, vocabulary
 
     async with RingClient(ring.clients) as client:
         watcher = asyncio.create_task(watch(client))
-        for repeat in range(-plan.warm_ups, plan.repeats - done):
+        usual_s = 0.0
+        for repeat in range(-max(plan.warm_ups, cell.lost), plan.repeats - done):
             laps.clear()
-            done_round = await run_round(client, prompts, plan.new_tokens)
+            going = asyncio.create_task(run_round(client, prompts, plan.new_tokens))
+            if cell.lost and repeat >= 0:
+                await asyncio.sleep(usual_s / 2)
+                ring.lose(cell.nodes - 1)
+            done_round = await going
+            usual_s = usual_s or done_round.wall_s
             await client.status()  # the laps of the round come before its answer
             if repeat >= 0:
                 records.append(record(cell, done + repeat, done_round, laps))
@@ -195,4 +207,5 @@ def record(cell: Cell, repeat: int, done: Round, laps: list[Lap]) -> Record:
         queue=queue / total,
         wire=wire / total,
         idle=1 - compute / 1e9 / (cell.nodes * done.wall_s),
+        gap_s=gaps[-1],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,3 +52,21 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     assert {"results.csv", "report.md"} <= written
     assert (folder / "results.csv").read_text().count("\n") == 3
     assert "| 2 | 8 | 1 |" in (folder / "report.md").read_text()
+
+
+def test_stragglers_and_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RING_CACHE", str(tmp_path / "cache"))
+    make_checkpoint(tmp_path / "model")
+    plan = Plan(str(tmp_path / "model"), "float32", [1, 2], [8], [2], 40, 1, 1, [1.0, 2.0])
+    folder = tmp_path / "study"
+    run_study(plan, folder, lambda _: None, lambda _: None)
+    records = {record.cell: record for record in read_records(folder)}
+    assert list(records) == [Cell(1, 8, 2), Cell(2, 8, 2), Cell(2, 8, 2, lost=True), Cell(2, 8, 2, slow=2.0)]
+    usual, lost = records[Cell(2, 8, 2)], records[Cell(2, 8, 2, lost=True)]
+    assert lost.gap_s > 0.9 * (lost.wall_s - usual.wall_s) > usual.gap_s, "what the round takes longer is one wait"
+
+    written = {path.name for path in write_report(folder)}
+    report = (folder / "report.md").read_text()
+    assert all(title in report for title in ("Scaling", "One node slowed", "A node killed and started again"))
+    if importlib.util.find_spec("matplotlib"):
+        assert {"rate-by-nodes.png", "shares.png", "scaling.png", "straggler.png"} <= written
