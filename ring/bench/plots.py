@@ -48,7 +48,7 @@ def lines(cells: Cells, figure: str, label: str, axis: str, other: str, plot: Ax
     for value in sorted({getattr(cell, other) for cell in chosen}):
         line = [cell for cell in chosen if getattr(cell, other) == value]
         points = sorted((getattr(cell, axis), middle(cells[cell], figure)) for cell in line)
-        plot.plot(*zip(*points, strict=True), marker="o", label=f"{value} {other}")
+        plot.plot(*zip(*points, strict=True), marker="o", label=f"{other} {value}")
     plot.set(xlabel=axis, ylabel=label, title=f"{third} {fixed}", ylim=(0, None))
     plot.legend()
     return len({getattr(cell, axis) for cell in chosen}) > 1
@@ -78,7 +78,7 @@ def scaling(cells: Cells, plot: Axes) -> bool:
         if alone and len(line) > 1:
             most = max(most, line[-1].nodes)
             gains = [middle(cells[cell], "rate") / middle(alone, "rate") for cell in line]
-            plot.plot([cell.nodes for cell in line], gains, marker="o", label=f"{batch} batch")
+            plot.plot([cell.nodes for cell in line], gains, marker="o", label=f"batch {batch}")
     plot.plot([1, most], [1, most], color="grey", linestyle="--", label="ideal")
     plot.set(xlabel="nodes", ylabel="times as fast as one", title=f"prompt {prompt}", ylim=(0, None))
     plot.legend()
