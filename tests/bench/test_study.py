@@ -62,8 +62,8 @@ def test_stragglers_and_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run_study(plan, folder, lambda _: None, lambda _: None)
     records = {record.cell: record for record in read_records(folder)}
     assert list(records) == [Cell(1, 8, 2), Cell(2, 8, 2), Cell(2, 8, 2, lost=True), Cell(2, 8, 2, slow=2.0)]
-    usual, lost = records[Cell(2, 8, 2)], records[Cell(2, 8, 2, lost=True)]
-    assert lost.gap_s > 0.9 * (lost.wall_s - usual.wall_s) > usual.gap_s, "what the round takes longer is one wait"
+    lost = records[Cell(2, 8, 2, lost=True)]
+    assert lost.gap_s > 10 * lost.itl_s, "while a process starts, many tokens would have come"
 
     written = {path.name for path in write_report(folder)}
     report = (folder / "report.md").read_text()
