@@ -81,7 +81,8 @@ def attend_own(
     runs, (tokens, longest) = kv.places(layer), kv.tokens(window)
     kv_heads, room = kv.packed[0][0].heads(layer), longest + LANES
     groups, items = heads // kv_heads, rows * kv_heads
-    scores = torch.empty(items * groups * room)
+    threads = torch.get_num_threads()
+    scores = torch.empty((items if threads > 1 else 1) * groups * room)  # each thread touches its first item's only
     own = torch.empty(0) if sinks is None else sinks.float().contiguous()
     scale = head_size**-0.5 if scaling is None else scaling
     kernel = attend(query.dtype, head_size, out.shape[2], groups, scale, cap, sinks is not None)
@@ -98,7 +99,7 @@ def attend_own(
         rows,
         kv_heads,
         items,
-        torch.get_num_threads(),
+        threads,
     )
 
 

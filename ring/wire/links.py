@@ -148,7 +148,8 @@ class Inbox(Arrivals):
         try:
             until = time.monotonic() + timeout if timeout is not None else None
             while self.empty() and (until is None or time.monotonic() < until):
-                if arrived := self._receive(None if until is None else ceil(1000 * (until - time.monotonic()))):
+                left = None if until is None else max(0, ceil(1000 * (until - time.monotonic())))
+                if arrived := self._receive(left):
                     return arrived
         finally:
             self._wanted = False
