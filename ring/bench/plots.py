@@ -57,7 +57,7 @@ def lines(cells: Cells, figure: str, label: str, axis: str, other: str, plot: Ax
 def shares(cells: Cells, plot: Axes) -> bool:
     """What a lap's time goes into, and the share of the stages' time in which they compute nothing, against nodes."""
     prompt, batch = middle_value(cells, "prompt"), middle_value(cells, "batch")
-    chosen = sorted((cell for cell in cells if (cell.prompt, cell.batch) == (prompt, batch)), key=lambda cell: cell.nodes)
+    chosen = by_nodes(cells, prompt, batch)
     places, below = [str(cell.nodes) for cell in chosen], [0.0] * len(chosen)
     for figure in ("compute", "queue", "wire"):
         heights = [100 * middle(cells[cell], figure) for cell in chosen]
@@ -74,7 +74,7 @@ def scaling(cells: Cells, plot: Axes) -> bool:
     prompt, most = middle_value(cells, "prompt"), 1
     for batch in sorted({cell.batch for cell in cells}):
         alone = cells.get(Cell(1, prompt, batch))
-        line = sorted((cell for cell in cells if (cell.prompt, cell.batch) == (prompt, batch)), key=lambda cell: cell.nodes)
+        line = by_nodes(cells, prompt, batch)
         if alone and len(line) > 1:
             most = max(most, line[-1].nodes)
             gains = [middle(cells[cell], "rate") / middle(alone, "rate") for cell in line]
@@ -100,6 +100,11 @@ def straggler(cells: Cells, plot: Axes) -> bool:
     title = f"{some.nodes} nodes, prompt {some.prompt}, batch {some.batch}"
     plot.set(xlabel="times as slow", ylabel="new tokens a second", title=title, ylim=(0, None))
     return len(points) > 1
+
+
+def by_nodes(cells: Cells, prompt: int, batch: int) -> list[Cell]:
+    """Those of one prompt and batch, the smallest ring first."""
+    return sorted((cell for cell in cells if (cell.prompt, cell.batch) == (prompt, batch)), key=lambda cell: cell.nodes)
 
 
 def middle_value(cells: Cells, axis: str) -> int:

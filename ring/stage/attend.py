@@ -33,6 +33,7 @@ from ring.stage.compiler import (
     smaller,
     table_row,
 )
+from ring.stage.store import FIELDS
 from ring.stage.vectors import (
     FOLDED,
     LANES,
@@ -54,9 +55,9 @@ from ring.stage.vectors import (
 
 BLOCK = 32
 """Keys, or values, that all query heads of a KV head work on while they are in the first-level cache."""
-PLACE, TOKEN = 3, 3
-"""Numbers that describe a run: where its slot's keys and values lie, and how many tokens the slot has room for. And a token:
-its run, the first position that it attends to, and how many there are. Its row is its place among the tokens."""
+TOKEN = 3
+"""Numbers that describe a token: its run, the first position that it attends to, and how many there are. Its row is its place
+among the tokens."""
 REGISTERS = FOLDED
 """Sums of a step that are folded at once: of a query with some keys, or of several with one."""
 AHEAD = 4096
@@ -73,7 +74,7 @@ def attend(
     With `cap`, scores are bent to stay between -cap and cap, by the hyperbolic tangent (Gemma 2). With `sinks`, each head
     has a score of its own that takes its share of the attention and adds nothing (GPT-OSS).
 
-    `runs` is the address of int64 (runs, PLACE), `tokens` of int64 (rows, TOKEN); `q` of queries of the same dtype, whose
+    `runs` is the address of int64 (runs, FIELDS), `tokens` of int64 (rows, TOKEN); `q` of queries of the same dtype, whose
     strides are in numbers; `out` of results (rows, heads, value size) of it; `scores` of float32 (items, groups, room),
     of which every thread uses its first item's, with `room` for the longest attention and LANES numbers more; `sinks` of
     float32 (heads). Items are KV heads x rows.
@@ -111,7 +112,7 @@ def write_attend(
     with counting(b, first, end, LONG(1)) as item:
         head, row = b.sdiv(item, rows), b.srem(item, rows)
         run, start, count = table_row(b, tokens, row, TOKEN)
-        keys, values, reserve = table_row(b, runs, run, PLACE)
+        keys, values, reserve, *_ = table_row(b, runs, run, FIELDS)
         place = b.add(b.mul(head, reserve), start)
         keys = address(b, keys, b.mul(place, LONG(head_size)), size)
         values = address(b, values, b.mul(place, LONG(value_size)), size)

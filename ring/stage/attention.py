@@ -40,8 +40,9 @@ def ring_attention(
     # StageModel put the cache there, as not every architecture passes arguments down to here.
     kv, layer_idx = cast(KVCache, module.ring_cache), cast(int, module.layer_idx)
     layer = layer_idx - kv.first_layer
-    out = query.new_empty(query.shape[2], query.shape[1], kv.value_size(layer))
-    if has_kernel(query.device, query.shape[3], kv.value_size(layer)):
+    value_size = kv.value_size(layer)
+    out = query.new_empty(query.shape[2], query.shape[1], value_size)
+    if has_kernel(query.device, query.shape[3], value_size):
         attend_own(kv, layer, query, out, scaling, sliding_window, softcap, s_aux)
         return out[None], None
     row = 0
@@ -78,14 +79,14 @@ def attend_own(
     if query.stride(3) != 1:
         query = query.contiguous()
     _, heads, rows, head_size = query.shape
-    runs, (tokens, longest) = kv.places(layer), kv.tokens(window)
+    runs, (tokens, longest) = kv.runs(layer), kv.tokens(window)
     kv_heads, room = kv.packed[0][0].heads(layer), longest + LANES
     groups, items = heads // kv_heads, rows * kv_heads
     threads = torch.get_num_threads()
     scores = torch.empty((items if threads > 1 else 1) * groups * room)  # each thread touches its first item's only
-    own = torch.empty(0) if sinks is None else sinks.float().contiguous()
+    own = None if sinks is None else sinks.float().contiguous()
     scale = head_size**-0.5 if scaling is None else scaling
-    kernel = attend(query.dtype, head_size, out.shape[2], groups, scale, cap, sinks is not None)
+    kernel = attend(query.dtype, head_size, out.shape[2], groups, scale, cap, own is not None)
     kernel.call(
         runs.buffer_info()[0],
         tokens.buffer_info()[0],
@@ -95,7 +96,7 @@ def attend_own(
         out.data_ptr(),
         scores.data_ptr(),
         room,
-        own.data_ptr(),
+        0 if own is None else own.data_ptr(),
         rows,
         kv_heads,
         items,

@@ -78,6 +78,7 @@ class KVCache(Cache):
         self.slots: dict[int, Slot] = {}
         self.packed: list[tuple[Slot, Run]] = []
         self._tokens: dict[int | None, tuple[array[int], int]] = {}
+        self._runs: dict[int, array[int]] = {}
         self._masks: dict[tuple[int, int, int, int], Tensor] = {}
 
     @property
@@ -110,6 +111,7 @@ class KVCache(Cache):
         self.packed = [(self.slots[run.slot], run) for run in runs]
         self._masks.clear()  # those of a forward pass that failed
         self._tokens.clear()
+        self._runs.clear()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -122,7 +124,7 @@ class KVCache(Cache):
         for slot, _ in self.packed:
             slot.open(layer, key_states, value_states)
         if self.compiled:
-            store_runs([(slot.addresses[layer], run) for slot, run in self.packed], key_states, value_states)
+            store_runs(self.runs(layer), key_states, value_states)
             return key_states, value_states
         places = []
         for slot, run in self.packed:
@@ -149,12 +151,15 @@ class KVCache(Cache):
             self._tokens[window] = table, longest
         return self._tokens[window]
 
-    def places(self, layer: int) -> array[int]:
-        """What `attend` wants to know of each run on a layer."""
-        table = array("q")
-        for slot, _ in self.packed:
-            table.extend((*slot.addresses[layer], slot.reserve))
-        return table
+    def runs(self, layer: int) -> array[int]:
+        """What the kernels want to know of each run on a layer that has been opened, FIELDS numbers."""
+        if layer not in self._runs:
+            table, row = array("q"), 0
+            for slot, run in self.packed:
+                table.extend((*slot.addresses[layer], slot.reserve, run.start, run.count, row))
+                row += run.count
+            self._runs[layer] = table
+        return self._runs[layer]
 
     def mask(self, start: int, count: int, first: int, window: int | None) -> Tensor:
         """Which of the keys from position `first` each of `count` tokens from `start` on may see: bool (count, keys).
@@ -180,6 +185,7 @@ class KVCache(Cache):
         self.packed = []
         self._masks.clear()
         self._tokens.clear()
+        self._runs.clear()
 
     def give_up(self, runs: list[Run]) -> None:
         """These runs failed: until their slots are released or opened anew, further runs of them pass without a check."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -23,27 +22,21 @@ from ring.stage.compiler import (
     new_module,
     table_row,
 )
-from ring.wire.messages import Run
 
 FIELDS = 6
 """Numbers that describe a run: where its slot's keys and values lie, how many tokens the slot has room for, the first
 position, how many tokens, and their first row in the microbatch."""
 
 
-def store_runs(runs: Sequence[tuple[tuple[int, int], Run]], keys: Tensor, values: Tensor) -> None:
-    """Write keys and values, each (1, KV heads, T, head size), into slots, whose addresses stand before each run."""
+def store_runs(table: array[int], keys: Tensor, values: Tensor) -> None:
+    """Write keys and values, each (1, KV heads, T, head size), into the slots of the runs in a table with FIELDS for each."""
     if keys.stride(3) != 1 or values.stride(3) != 1:
         keys, values = keys.contiguous(), values.contiguous()
-    table, row = array("q"), 0
-    for places, run in runs:
-        table.extend((*places, run.reserve, run.start, run.count, row))
-        row += run.count
     size, heads = keys.element_size(), keys.shape[1]
     kernel = store(keys.shape[3] * size, values.shape[3] * size)
     strides = (stride * size for states in (keys, values) for stride in (states.stride(1), states.stride(2)))
-    kernel.call(
-        table.buffer_info()[0], keys.data_ptr(), values.data_ptr(), *strides, heads, len(runs) * heads, torch.get_num_threads()
-    )
+    items = len(table) // FIELDS * heads
+    kernel.call(table.buffer_info()[0], keys.data_ptr(), values.data_ptr(), *strides, heads, items, torch.get_num_threads())
 
 
 @cache
